@@ -1,0 +1,1 @@
+"""Clocktower: a booking backend for scarce, free, public places."""

@@ -1,0 +1,74 @@
+"""Carries the gate's requests over ASGI, in front of the application. Everything else passes through untouched."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from app.booking.gate.desk import Answer, Desk, Request, problem_answer
+from app.core.problems import BodyTooLarge
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_NO_BODY_STATUSES: Final = frozenset({204, 304})
+
+
+class GateInFront:
+    """An ASGI application: the gate in front, another application behind it.
+
+    `desk` gives the desk once the application has started; until then everything passes through.
+    """
+
+    def __init__(self, behind: ASGIApp, desk: Callable[[], Desk | None], *, body_limit_bytes: int) -> None:
+        self.behind = behind
+        self._desk = desk
+        self._body_limit_bytes = body_limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request, or pass it on."""
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self.behind(scope, receive, send)
+            return
+        desk = self._desk()
+        method, path = scope["method"], scope["path"]
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if desk is None or not desk.is_mine(method, path, headers.get("authorization", "")):
+            await self.behind(scope, receive, send)
+            return
+        body = await _read_body(receive, self._body_limit_bytes)
+        if body is None:
+            return
+        if len(body) > self._body_limit_bytes:
+            answer = problem_answer(BodyTooLarge(), headers.get("accept-language"))
+            answer.headers.append(("connection", "close"))
+        else:
+            answer = await desk.answer(Request(method, path, headers, body))
+        await _send(send, answer, is_head=method == "HEAD")
+
+
+async def _read_body(receive: Receive, limit_bytes: int) -> bytes | None:
+    """Return the body, or something longer than the limit if it is longer, or None if the phone hung up."""
+    message: Message = await receive()
+    if message["type"] != "http.request":
+        return None
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        return body
+    parts, length = [body], len(body)
+    while message.get("more_body", False) and length <= limit_bytes:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts.append(message.get("body", b""))
+        length += len(parts[-1])
+    return b"".join(parts)
+
+
+async def _send(send: Send, answer: Answer, *, is_head: bool) -> None:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+    if answer.status not in _NO_BODY_STATUSES:
+        headers.append((b"content-length", str(len(answer.body)).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if is_head else answer.body})

@@ -1,0 +1,286 @@
+-- Admits the claims of one tick to one release, in the order in which they came.
+--
+-- A script is isolated, but it is not rolled back: everything is decided in local tables first, and written at the end.
+--
+-- KEYS  1 meta     hash    epoch, identity, opens_ms, closes_ms, person_limit, account_limit, seq, version
+--       2 pools    hash    ordinal -> packed pool (see POOL)
+--       3 claims   hash    claim id -> packed claim (see records.py)
+--       4 people   hash    person id -> packed bookings, one after another (see BOOKED)
+--       5 accounts hash    account id -> number of live bookings
+--       6 pending  zset    claim id -> deadline, ms: taken here, not yet known to be in PostgreSQL
+--       7…  the free map of each pool of ARGV[4], in that order: bit n is set while place n is free
+-- ARGV  1 identity of the server as the caller's connection read it
+--       2 epoch that the caller believes in
+--       3 how long a claim may stay pending, ms
+--       4 ordinals (I2 each) of the pools that these claims name
+--       5 ids (16 bytes each) of claims that are in PostgreSQL by now
+--       6 claims, one after another: see CLAIM, then the people (16 bytes each), then the choices (ordinals, I2 each)
+--
+-- Answers one string: "C" no state, "I" other server, "S" other epoch; or
+--   "O" now_ms (I8), then for each claim a code (one letter), the length of what follows (I2), and that:
+--   T taken, W waiting, K known, P known and pending: the packed claim
+--   M the id was used for another request         X the pass has expired
+--   N not open yet: opens for these people at (I8) Z closed
+--   B a person is booked there: the holding claim's id, the person, ordinal (I2), place (I4), packed claim
+--   L limit reached: "p" and the person, or "a"   F full, for now   G full, finally
+
+-- id, fingerprint, account, when the pass expires (ms), own delay (ms), together and waitlist as bits, people, choices
+local CLAIM = '<c16c8c16I8I4BBB'
+local CLAIM_BYTES = 55
+local POOL = '<I4I4I4I4I4I4B' -- free, capacity, waiting, waitlist_limit, pending, lowest byte with a free bit, open
+local BOOKED_BYTES = 22 -- ordinal I2, place I4 (0: waiting), claim id
+local CLAIM_HEAD_BYTES = 44 -- revision I4, fingerprint 8, account 16, seq I8, decided_ms I8
+local STATUS_CONFIRMED, STATUS_WAITING = 1, 2
+
+local pack, unpack_struct = struct.pack, struct.unpack
+
+local meta = redis.call('HMGET', KEYS[1], 'epoch', 'identity', 'opens_ms', 'closes_ms', 'person_limit',
+    'account_limit', 'seq', 'version')
+if not meta[1] then return 'C' end
+if meta[2] ~= ARGV[1] then return 'I' end
+if meta[1] ~= ARGV[2] then return 'S' end
+
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local opens_ms, closes_ms = tonumber(meta[3]), tonumber(meta[4])
+local person_limit, account_limit = tonumber(meta[5]), tonumber(meta[6])
+local seq = tonumber(meta[7])
+
+local function split(packed, bytes, format)
+    local parts = {}
+    for at = 1, #packed, bytes do
+        parts[#parts + 1] = format and unpack_struct(format, packed, at) or packed:sub(at, at + bytes - 1)
+    end
+    return parts
+end
+
+local ordinals, confirmed, claims = split(ARGV[4], 2, '<I2'), split(ARGV[5], 16), {}
+do
+    local packed, at = ARGV[6], 1
+    while at <= #packed do
+        local claim = {}
+        local flags, people, choices
+        claim.id, claim.fingerprint, claim.account, claim.expires_ms, claim.delay_ms, flags, people, choices =
+            unpack_struct(CLAIM, packed, at)
+        claim.together, claim.waitlist = flags % 2 == 1, flags >= 2
+        at = at + CLAIM_BYTES
+        claim.people = split(packed:sub(at, at + 16 * people - 1), 16)
+        at = at + 16 * people
+        claim.choices = split(packed:sub(at, at + 2 * choices - 1), 2, '<I2')
+        at = at + 2 * choices
+        claims[#claims + 1] = claim
+    end
+end
+
+local pools, free_key, changed_pools = {}, {}, {}
+for i, ordinal in ipairs(ordinals) do free_key[ordinal] = KEYS[6 + i] end
+
+local function load_pools(wanted)
+    if #wanted == 0 then return end
+    local packed = redis.call('HMGET', KEYS[2], unpack(wanted))
+    for i, ordinal in ipairs(wanted) do
+        if packed[i] then
+            local p = {}
+            p.free, p.capacity, p.waiting, p.waitlist_limit, p.pending, p.hint, p.open =
+                unpack_struct(POOL, packed[i])
+            pools[ordinal] = p
+        end
+    end
+end
+load_pools(ordinals)
+
+-- Confirmations ride along. One that comes twice, or for a claim that was released, finds nothing pending.
+for _, id in ipairs(confirmed) do
+    if redis.call('ZREM', KEYS[6], id) == 1 then
+        local record = redis.call('HGET', KEYS[3], id)
+        for at = CLAIM_HEAD_BYTES + 1, #record, 23 do
+            local ordinal, place = unpack_struct('<I2I4', record, at + 16)
+            if not pools[ordinal] then load_pools({ordinal}) end
+            if place > 0 and record:byte(at + 22) == STATUS_CONFIRMED then
+                pools[ordinal].pending = pools[ordinal].pending - 1
+                changed_pools[ordinal] = true
+            end
+        end
+    end
+end
+
+-- What the claims of this call need to know, in three commands.
+local ids, persons, accounts = {}, {}, {}
+for i, claim in ipairs(claims) do
+    ids[i], accounts[i] = claim.id, claim.account
+    for _, person in ipairs(claim.people) do persons[#persons + 1] = person end
+end
+local record_of, booked_of, count_of = {}, {}, {}
+local function read_all(key, fields, into, empty)
+    if #fields == 0 then return end
+    local values = redis.call('HMGET', key, unpack(fields))
+    for i, field in ipairs(fields) do into[field] = values[i] or empty end
+end
+read_all(KEYS[3], ids, record_of, false)
+read_all(KEYS[4], persons, booked_of, '')
+read_all(KEYS[5], accounts, count_of, 0)
+
+local pending_now = {}
+local new_claims, changed_people, changed_accounts = {}, {}, {}
+
+local function booked_in(person, ordinal)
+    local booked = booked_of[person]
+    for at = 1, #booked, BOOKED_BYTES do
+        local there, place, claim = unpack_struct('<I2I4c16', booked, at)
+        if there == ordinal then return place, claim end
+    end
+end
+
+local function take(ordinal)
+    local pool = pools[ordinal]
+    local place = redis.call('BITPOS', free_key[ordinal], 1, pool.hint)
+    -- The count says there is a free place and the map has none: this state is not to be trusted any more.
+    if place < 1 then error('CONTRADICTION free count and free map of pool ' .. ordinal) end
+    redis.call('SETBIT', free_key[ordinal], place, 0)
+    pool.hint, pool.free, pool.pending = math.floor(place / 8), pool.free - 1, pool.pending + 1
+    changed_pools[ordinal] = true
+    return place
+end
+
+-- Books nothing: finds for these people the first pool in order of preference that has room for all of them.
+-- Returns an ordinal, or nil and why not.
+local function first_fit(people, choices)
+    for _, ordinal in ipairs(choices) do
+        local pool = pools[ordinal]
+        for _, person in ipairs(people) do
+            local place, holder = booked_in(person, ordinal)
+            if place then return nil, 'B', holder .. person .. pack('<I2I4', ordinal, place) end
+        end
+        -- Nobody new passes those who wait.
+        if pool and pool.open == 1 and pool.waiting == 0 and pool.free >= #people then return ordinal end
+    end
+    return nil, 'F'
+end
+
+local function limit_hit(people, account, more)
+    for _, person in ipairs(people) do
+        if #booked_of[person] / BOOKED_BYTES + 1 > person_limit then return 'p' .. person end
+    end
+    if count_of[account] + more > account_limit then return 'a' end
+end
+
+-- Finds the pool in which this person may wait: the first choice whose waiting list has room.
+local function waiting_room(choices)
+    for _, ordinal in ipairs(choices) do
+        local pool = pools[ordinal]
+        if pool and pool.open == 1 and pool.waiting < pool.waitlist_limit
+            and (pool.free == 0 or pool.waiting > 0) then return ordinal end
+    end
+end
+
+-- "Sold out" is final only when nothing can come back by itself: no free place, no claim between Redis and PostgreSQL.
+local function is_final(choices)
+    for _, ordinal in ipairs(choices) do
+        local pool = pools[ordinal]
+        if pool and pool.open == 1 and (pool.pending > 0 or (pool.free > 0 and pool.waiting == 0)) then
+            return false
+        end
+    end
+    return true
+end
+
+local function judge(claim)
+    local id, fingerprint, account = claim.id, claim.fingerprint, claim.account
+    local people, choices = claim.people, claim.choices
+
+    -- Before any test of stock or time: a winner who asks again must hear of the win.
+    local known = record_of[id]
+    if known then
+        if known:sub(5, 12) ~= fingerprint then return 'M', '' end
+        if pending_now[id] or redis.call('ZSCORE', KEYS[6], id) then return 'P', known end
+        return 'K', known
+    end
+    if now_ms >= claim.expires_ms then return 'X', '' end
+    if now_ms < opens_ms + claim.delay_ms then return 'N', pack('<I8', opens_ms + claim.delay_ms) end
+    if now_ms >= closes_ms then return 'Z', '' end
+
+    -- Each group is placed as one: everybody at once, or one by one.
+    local groups = {}
+    if claim.together then groups[1] = people else
+        for i, person in ipairs(people) do groups[i] = {person} end
+    end
+    local entries, refusal, detail, someone_placed = {}, nil, '', false
+    for _, group in ipairs(groups) do
+        local ordinal, why, more = first_fit(group, choices)
+        local waits = false
+        if why ~= 'B' then
+            local hit = limit_hit(group, account, #group)
+            if hit then
+                ordinal, why, more = nil, 'L', hit
+            elseif not ordinal and claim.waitlist and #group == 1 then
+                ordinal = waiting_room(choices)
+                waits = ordinal ~= nil
+            end
+        end
+        if ordinal then
+            local pool = pools[ordinal]
+            for _, person in ipairs(group) do
+                local place, shown, status = 0, 0, STATUS_WAITING
+                if waits then
+                    pool.waiting = pool.waiting + 1
+                    shown = pool.waiting
+                else
+                    place = take(ordinal)
+                    shown, status, someone_placed = place, STATUS_CONFIRMED, true
+                end
+                entries[#entries + 1] = person .. pack('<I2I4B', ordinal, shown, status)
+                booked_of[person] = booked_of[person] .. pack('<I2I4c16', ordinal, place, id)
+                changed_people[person] = true
+            end
+            changed_pools[ordinal] = true
+            count_of[account] = count_of[account] + #group
+            changed_accounts[account] = true
+        elseif refusal == nil or refusal == 'F' then
+            refusal, detail = why, more or ''
+        end
+    end
+    if #entries > 0 then
+        seq = seq + 1
+        local record = pack('<I4c8c16I8I8', 1, fingerprint, account, seq, now_ms) .. table.concat(entries)
+        record_of[id], pending_now[id], new_claims[id] = record, true, record
+        return someone_placed and 'T' or 'W', record
+    end
+    if refusal == 'B' then
+        local holder = detail:sub(1, 16)
+        return 'B', detail .. (record_of[holder] or redis.call('HGET', KEYS[3], holder) or '')
+    end
+    if refusal == 'F' and is_final(choices) then return 'G', '' end
+    return refusal, detail
+end
+
+local answers = {'O', pack('<I8', now_ms)}
+for _, claim in ipairs(claims) do
+    -- The count of an account comes as a string from the hash; make it a number once.
+    count_of[claim.account] = tonumber(count_of[claim.account])
+    local code, detail = judge(claim)
+    answers[#answers + 1] = code .. pack('<I2', #detail) .. detail
+end
+
+-- Write.
+local function write_all(key, changed, value_of)
+    local flat = {}
+    for field in pairs(changed) do
+        flat[#flat + 1] = field
+        flat[#flat + 1] = value_of(field)
+    end
+    if #flat > 0 then redis.call('HSET', key, unpack(flat)) end
+    return #flat > 0
+end
+write_all(KEYS[3], new_claims, function(id) return new_claims[id] end)
+write_all(KEYS[4], changed_people, function(person) return booked_of[person] end)
+write_all(KEYS[5], changed_accounts, function(account) return count_of[account] end)
+local moved = write_all(KEYS[2], changed_pools, function(ordinal)
+    local p = pools[ordinal]
+    return pack(POOL, p.free, p.capacity, p.waiting, p.waitlist_limit, p.pending, p.hint, p.open)
+end)
+if moved then
+    redis.call('HSET', KEYS[1], 'seq', string.format('%.0f', seq), 'version', string.format('%.0f', meta[8] + 1))
+end
+for id in pairs(pending_now) do redis.call('ZADD', KEYS[6], now_ms + ARGV[3], id) end
+
+return table.concat(answers)

@@ -1,0 +1,339 @@
+"""The gate's counter: takes a request as method, path, headers and body, and gives an answer. Knows no transport.
+
+Whatever can be checked without asking anybody is checked here, in memory, before a claim joins the queue.
+"""
+
+import itertools
+import secrets
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple, cast
+from uuid import UUID
+
+import msgspec
+
+from app.booking.gate.admission import Order
+from app.booking.gate.errors import NotEligible, PassInvalid
+from app.booking.gate.gate import Availability, Decided, Gate, Pending
+from app.booking.gate.passes import Pass, PassSigner
+from app.booking.gate.records import PoolCounts
+from app.booking.gate.state import Release, ReleaseSetup
+from app.booking.gate.wire import AvailabilityView, ClaimBody, PendingView, PoolAvailability, PoolState, claim_view
+from app.core.clock import from_ms, iso
+from app.core.problems import (
+    PROBLEM_MEDIA_TYPE,
+    FieldError,
+    MalformedJson,
+    MethodNotAllowed,
+    NotAuthenticated,
+    Problem,
+    UnsupportedMediaType,
+    ValidationFailed,
+    language_of,
+)
+
+CLAIM_PATH: Final = "/v1/claims/"
+RELEASE_PATH: Final = "/v1/releases/"
+AVAILABILITY_SUFFIX: Final = "/availability"
+JSON_MEDIA_TYPE: Final = "application/json"
+
+_request_ids = itertools.count()
+_request_prefix = secrets.token_hex(4)
+
+
+class Request(NamedTuple):
+    """A request, as every transport can give it. Header names are lower case."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Answer(NamedTuple):
+    """An answer, as every transport can carry it."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+_decode_claim = msgspec.json.Decoder(ClaimBody).decode
+_encode = msgspec.json.Encoder().encode
+_decode_any = msgspec.json.Decoder().decode
+
+
+class _Poll(NamedTuple):
+    """An availability answer that is repeated for a moment."""
+
+    until_seconds: float
+    etag: str
+    body: bytes
+
+
+class Desk:
+    """Answers the requests that the gate answers, and no others (see `is_mine`)."""
+
+    def __init__(self, gate: Gate, signer: PassSigner) -> None:
+        self._gate = gate
+        self._signer = signer
+        self._people_limit = gate.settings.people_per_claim_limit
+        self._choices_limit = gate.settings.choices_per_claim_limit
+        self._polls: dict[UUID, _Poll] = {}
+
+    @staticmethod
+    def is_mine(method: str, path: str, authorization: str) -> bool:
+        """Say whether the gate answers this request. Everything else is for the application behind it."""
+        if path.startswith(CLAIM_PATH):
+            if method in {"GET", "HEAD"}:
+                return authorization[:5].lower() == "pass "
+            return method != "DELETE"
+        return path.startswith(RELEASE_PATH) and path.endswith(AVAILABILITY_SUFFIX)
+
+    async def answer(self, request: Request) -> Answer:
+        """Answer a request. Never raises: what goes wrong is an answer too."""
+        try:
+            if request.path.startswith(CLAIM_PATH):
+                match request.method:
+                    case "PUT":
+                        return await self._put_claim(request)
+                    case "GET" | "HEAD":
+                        return await self._get_claim(request)
+                    case _:
+                        raise MethodNotAllowed(extra={"allow": ["GET", "HEAD", "PUT", "DELETE"]})
+            return await self._availability(request)
+        except Problem as problem:
+            return problem_answer(problem, request.headers.get("accept-language"))
+
+    async def _put_claim(self, request: Request) -> Answer:
+        claim_id = _id_in_path(request.path[len(CLAIM_PATH) :], "claim_id")
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != JSON_MEDIA_TYPE:
+            raise UnsupportedMediaType
+        contents = self._pass_in(request)
+        body = _parse_claim(request.body)
+        self._check_shape(body)
+        if body.release.bytes != contents.release:
+            raise PassInvalid("The pass is for another release.", "该凭证属于另一次放号。")
+        release = await self._gate.release(body.release)
+        order = self._order(claim_id, body, contents, release)
+        result = await self._gate.claim(body.release, order, request.body.decode())
+        match result:
+            case Pending():
+                return _pending(claim_id, result)
+            case Decided():
+                return decided_answer(result)
+
+    async def _get_claim(self, request: Request) -> Answer:
+        claim_id = _id_in_path(request.path[len(CLAIM_PATH) :], "claim_id")
+        contents = self._pass_in(request)
+        result = await self._gate.known_claim(UUID(bytes=contents.release), claim_id, contents.account)
+        return _pending(claim_id, result) if isinstance(result, Pending) else decided_answer(result)
+
+    async def _availability(self, request: Request) -> Answer:
+        if request.method not in {"GET", "HEAD"}:
+            raise MethodNotAllowed(extra={"allow": ["GET", "HEAD"]})
+        release_id = _id_in_path(request.path[len(RELEASE_PATH) : -len(AVAILABILITY_SUFFIX)], "release_id")
+        now_seconds = self._gate.clock.now_ms() / 1000
+        poll = self._polls.get(release_id)
+        if poll is None or poll.until_seconds <= now_seconds:
+            seen = await self._gate.availability(release_id)
+            poll = _poll_of(seen, now_seconds + self._gate.settings.availability_age_ms / 1000)
+            self._polls[release_id] = poll
+        headers = [("etag", poll.etag), ("cache-control", "no-cache")]
+        if poll.etag in request.headers.get("if-none-match", ""):
+            return Answer(304, headers, b"")
+        return Answer(200, [*headers, ("content-type", JSON_MEDIA_TYPE)], poll.body)
+
+    def _pass_in(self, request: Request) -> Pass:
+        scheme, _, text = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "pass" or not text:
+            raise NotAuthenticated(
+                "Send the pass of this release: Authorization: Pass <pass>.",
+                "请携带本次放号的报名凭证：Authorization: Pass <凭证>。",
+            )
+        return self._signer.verify(text.strip())
+
+    def _check_shape(self, body: ClaimBody) -> None:
+        """Refuse lists that are empty, too long, or name the same thing twice."""
+        errors: list[FieldError] = []
+        for field, items, limit in (
+            ("people", body.people, self._people_limit),
+            ("choices", body.choices, self._choices_limit),
+        ):
+            if not items:
+                errors.append(FieldError(field, "too_short", "name at least one"))
+            elif len(items) > limit:
+                errors.append(FieldError(field, "too_long", f"at most {limit}"))
+            elif len(set(items)) < len(items):
+                seen: set[UUID] = set()
+                for index, item in enumerate(items):
+                    if item in seen:
+                        errors.append(FieldError(f"{field}[{index}]", "duplicate", "named twice"))
+                    seen.add(item)
+        if errors:
+            raise ValidationFailed(errors=errors)
+
+    def _order(self, claim_id: UUID, body: ClaimBody, contents: Pass, release: Release) -> Order:
+        choices: list[int] = []
+        for index, pool_id in enumerate(body.choices):
+            ordinal = release.ordinals.get(pool_id)
+            if ordinal is None:
+                error = FieldError(f"choices[{index}]", "unknown_pool", "not a pool of this release")
+                raise ValidationFailed(errors=[error])
+            choices.append(ordinal)
+        delay_ms = 0
+        people: list[bytes] = []
+        for person_id in body.people:
+            person = contents.person(person_id.bytes)
+            if person is None:
+                raise NotEligible(
+                    "The pass does not name this person.", "凭证中没有该人员。", extra={"person": str(person_id)}
+                )
+            for pool_id, ordinal in zip(body.choices, choices, strict=True):
+                if not person.may_claim(ordinal):
+                    raise NotEligible(extra={"person": str(person_id), "pool": str(pool_id)})
+            delay_ms = max(delay_ms, person.delay_ms)
+            people.append(person.person)
+        fingerprint = blake2b(
+            contents.release + contents.account + b"".join(people) + b"|" + bytes(str(choices), "ascii"),
+            digest_size=8,
+            person=bytes((body.together, body.waitlist)),
+        ).digest()
+        return Order(
+            claim_id.bytes,
+            fingerprint,
+            contents.account,
+            contents.expires_ms,
+            delay_ms,
+            people,
+            choices,
+            body.together,
+            body.waitlist,
+        )
+
+
+def _id_in_path(text: str, field: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise ValidationFailed(errors=[FieldError(field, "bad_format", "must be a UUID")]) from None
+
+
+def _parse_claim(body: bytes) -> ClaimBody:
+    try:
+        return _decode_claim(body)
+    except msgspec.ValidationError:
+        raise ValidationFailed(errors=_explain(body)) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MalformedJson(str(error) if isinstance(error, msgspec.DecodeError) else "nested too deeply") from None
+
+
+def _explain(body: bytes) -> list[FieldError]:
+    """Say what is wrong with a body that is JSON but not a claim. Off the hot path, so it may look at everything."""
+    try:
+        parsed = _decode_any(body)
+    except (msgspec.DecodeError, RecursionError):
+        return [FieldError("", "malformed_json", "not JSON")]
+    if not isinstance(parsed, dict):
+        return [FieldError("", "wrong_type", "must be an object")]
+    fields = cast("dict[str, Any]", parsed)
+    errors = [FieldError(name[:64], "unknown_field", "no such field") for name in fields if name not in _FIELDS]
+    for name, check in _FIELDS.items():
+        if name in fields:
+            errors.extend(check(name, fields[name]))
+        elif name in _REQUIRED:
+            errors.append(FieldError(name, "missing", "must be given"))
+    return errors
+
+
+def _check_id(field: str, value: object) -> list[FieldError]:
+    if not isinstance(value, str):
+        return [FieldError(field, "wrong_type", "must be a string")]
+    try:
+        UUID(value)
+    except ValueError:
+        return [FieldError(field, "bad_format", "must be a UUID")]
+    return []
+
+
+def _check_ids(field: str, value: object) -> list[FieldError]:
+    if not isinstance(value, list):
+        return [FieldError(field, "wrong_type", "must be a list")]
+    items = cast("list[object]", value)
+    return [error for index, item in enumerate(items) for error in _check_id(f"{field}[{index}]", item)]
+
+
+def _check_flag(field: str, value: object) -> list[FieldError]:
+    return [] if isinstance(value, bool) else [FieldError(field, "wrong_type", "must be true or false")]
+
+
+_FIELDS: Final = {
+    "release": _check_id,
+    "people": _check_ids,
+    "choices": _check_ids,
+    "together": _check_flag,
+    "waitlist": _check_flag,
+}
+_REQUIRED: Final = ("release", "people", "choices")
+
+
+def _json_answer(status: int, document: object) -> Answer:
+    return Answer(status, [("content-type", JSON_MEDIA_TYPE), ("cache-control", "no-store")], _encode(document))
+
+
+def _pending(claim_id: UUID, pending: Pending) -> Answer:
+    return _json_answer(202, PendingView(claim_id, pending.retry_after_ms))
+
+
+def decided_answer(decided: Decided) -> Answer:
+    """Return the answer for a claim that is in PostgreSQL: 201 the first time, 200 after that, 202 while waiting."""
+    view = claim_view(decided.release, decided.record)
+    if view.state == "waitlisted":
+        return _json_answer(202, view)
+    return _json_answer(200 if decided.repeated else 201, view)
+
+
+def problem_answer(problem: Problem, accept_language: str | None) -> Answer:
+    """Return a problem document."""
+    request_id = f"{_request_prefix}-{next(_request_ids):x}"
+    headers = [("content-type", PROBLEM_MEDIA_TYPE), ("cache-control", "no-store"), ("x-request-id", request_id)]
+    if problem.retry_after_seconds is not None:
+        headers.append(("retry-after", str(problem.retry_after_seconds)))
+    if isinstance(problem, MethodNotAllowed):
+        headers.append(("allow", ", ".join(cast("list[str]", problem.extra["allow"]))))
+    if isinstance(problem, NotAuthenticated):
+        headers.append(("www-authenticate", "Pass"))
+    document = problem.document(language=language_of(accept_language), request_id=request_id)
+    return Answer(problem.status, headers, _encode(document))
+
+
+def _poll_of(seen: Availability, until_seconds: float) -> _Poll:
+    setup = seen.release.setup
+    view = AvailabilityView(
+        release=seen.release.release_id,
+        as_of=iso(from_ms(seen.as_of_ms)),
+        version=seen.version,
+        pools=[
+            PoolAvailability(
+                id=pool.pool_id,
+                capacity=pool.counts.capacity,
+                left=pool.counts.free,
+                waiting=pool.counts.waiting,
+                state=_pool_state(setup, seen.as_of_ms, pool.counts),
+            )
+            for pool in seen.pools
+        ],
+    )
+    # The states depend on the hour too, not only on the counts.
+    phase = (seen.as_of_ms >= setup.opens_ms) + (seen.as_of_ms >= setup.closes_ms)
+    return _Poll(until_seconds, f'"{seen.release.epoch}-{seen.version}-{phase}"', _encode(view))
+
+
+def _pool_state(setup: ReleaseSetup, as_of_ms: int, counts: PoolCounts) -> PoolState:
+    if not counts.is_open or as_of_ms >= setup.closes_ms:
+        return "closed"
+    if as_of_ms < setup.opens_ms:
+        return "upcoming"
+    if counts.free > 0:
+        return "open"
+    return "full" if counts.pending > 0 else "sold_out"

@@ -1,0 +1,44 @@
+"""Names of the gate's keys in Redis. One release, one hash tag: one script sees all of it, on one node of a cluster."""
+
+from typing import Final
+from uuid import UUID
+
+# How long keys of a rebuild that never came into force stay: longer than any rebuild takes.
+LOADING_EXPIRY_SECONDS: Final = 900
+
+
+def meta_key(release_id: UUID) -> str:
+    """Return the key that says which epoch is in force, and how the release is set up."""
+    return f"ct:{{{release_id.hex}}}:meta"
+
+
+class EpochKeys:
+    """The keys of one epoch of one release. A straggler of an old epoch touches only old keys."""
+
+    __slots__ = ("accounts", "claims", "meta", "parked", "pending", "people", "pools", "prefix")
+
+    def __init__(self, release_id: UUID, epoch: int) -> None:
+        self.meta = meta_key(release_id)
+        self.prefix = f"ct:{{{release_id.hex}}}:{epoch}:"
+        self.pools = self.prefix + "pools"
+        self.claims = self.prefix + "claims"
+        self.people = self.prefix + "people"
+        self.accounts = self.prefix + "accounts"
+        self.pending = self.prefix + "pending"
+        self.parked = self.prefix + "parked"
+
+    def free_map(self, ordinal: int) -> str:
+        """Return the key of a pool's free map: bit n is set while place n is free."""
+        return f"{self.prefix}free:{ordinal}"
+
+    def everything(self, pools: int) -> list[str]:
+        """Return every key that this epoch can have, with that many pools."""
+        return [
+            self.pools,
+            self.claims,
+            self.people,
+            self.accounts,
+            self.pending,
+            self.parked,
+            *(self.free_map(ordinal) for ordinal in range(pools)),
+        ]

@@ -1,0 +1,210 @@
+"""Makes a "yes" durable before it is spoken: the group commit to PostgreSQL.
+
+While one commit of a release is in flight, winners queue; the next transaction takes them all. The work belongs to a
+task of its own: a phone that hangs up cancels nothing between script and commit.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import Enum, auto
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import asyncpg
+
+from app.booking.gate.records import ClaimRecord, Status
+from app.booking.gate.state import Release
+from app.core.settings import Settings
+
+_COMMIT: Final = """
+SELECT claim_id, outcome FROM commit_claims_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+"""
+_VOID: Final = "SELECT claim_id, outcome FROM void_claims_v1($1, $2, $3)"
+_BACKOFF_SECONDS: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class Verdict(Enum):
+    """What became of a claim in PostgreSQL."""
+
+    COMMITTED = auto()  # in, now or before
+    CLASH = auto()  # one of its people would be in two places at once; the id is void
+    VOID = auto()  # the id was declared void
+    STALE = auto()  # the epoch is over: a rebuild has been
+    CONTRADICTION = auto()  # the gate gave away what PostgreSQL says is taken
+    UNKNOWN = auto()  # PostgreSQL could not be asked in time; the sweep will settle it
+
+
+_VERDICTS: Final = {
+    "in": Verdict.COMMITTED,
+    "known": Verdict.COMMITTED,
+    "void": Verdict.VOID,
+    "clash": Verdict.CLASH,
+    "stale": Verdict.STALE,
+    "person_booked": Verdict.CONTRADICTION,
+    "place_taken": Verdict.CONTRADICTION,
+    "differs": Verdict.CONTRADICTION,
+}
+
+
+class Winner(NamedTuple):
+    """A claim that the script admitted, and the request as the phone made it (JSON)."""
+
+    record: ClaimRecord
+    request: str
+
+
+class _Waiting(NamedTuple):
+    winner: Winner
+    verdict: asyncio.Future[Verdict]
+    since_seconds: float
+
+
+# Errors after which the transaction is certainly not in PostgreSQL: the server said so, or was never reached.
+_CERTAINLY_NOT_IN: Final = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.CannotConnectNowError,
+)
+_AGAIN_AT_ONCE: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+
+
+class Ledger:
+    """The way into PostgreSQL for the winners of one release in one epoch."""
+
+    def __init__(self, release: Release, database: asyncpg.Pool, settings: Settings) -> None:
+        self._release = release
+        self._database = database
+        self._settings = settings
+        self._queue: list[_Waiting] = []
+        self._open: dict[UUID, asyncio.Future[Verdict]] = {}
+        self._pump: asyncio.Task[None] | None = None
+
+    def commit(self, winner: Winner) -> asyncio.Future[Verdict]:
+        """Join the next group commit. A claim that is on its way already is not sent twice by this worker."""
+        claim_id = winner.record.claim_id
+        known = self._open.get(claim_id)
+        if known is not None:
+            return known
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._open[claim_id] = future
+        self._queue.append(_Waiting(winner, future, time.monotonic()))
+        if self._pump is None:
+            self._pump = asyncio.get_running_loop().create_task(self._run())
+        return future
+
+    @property
+    def open_count(self) -> int:
+        """Return how many claims are between script and PostgreSQL here."""
+        return len(self._open)
+
+    async def drained(self) -> None:
+        """Wait until nothing is between script and PostgreSQL here."""
+        while self._pump is not None:
+            await asyncio.wait([self._pump])
+
+    async def _run(self) -> None:
+        try:
+            while self._queue:
+                limit = self._settings.commit_batch_limit
+                batch, self._queue = self._queue[:limit], self._queue[limit:]
+                await self._commit(batch)
+        finally:
+            self._pump = None
+
+    def _settle(self, waiting: _Waiting, verdict: Verdict) -> None:
+        self._open.pop(waiting.winner.record.claim_id, None)
+        if not waiting.verdict.done():
+            waiting.verdict.set_result(verdict)
+
+    async def _commit(self, batch: list[_Waiting]) -> None:
+        """Write one batch, or give each of its claims a verdict all the same."""
+        refused = 0
+        attempt = 0
+        while batch:
+            try:
+                outcomes = await self._write([waiting.winner for waiting in batch])
+            except _CERTAINLY_NOT_IN as error:
+                refused += isinstance(error, _AGAIN_AT_ONCE)
+                if refused > self._settings.commit_retry_limit:
+                    break
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                # The reply was lost, or the server never reached: it may be in. Writing again is harmless, because
+                # the first writer of a claim id decides and the same row comes to the same.
+                pass
+            else:
+                batch = self._deliver(batch, outcomes)
+                refused += len(batch)
+                attempt = 0
+                if refused > self._settings.commit_retry_limit:
+                    break
+                continue
+            batch = self._give_up_on_the_old(batch)
+            if batch:
+                await asyncio.sleep(_BACKOFF_SECONDS[min(attempt, len(_BACKOFF_SECONDS) - 1)])
+            attempt += 1
+        for waiting in batch:
+            self._settle(waiting, Verdict.UNKNOWN)
+
+    def _deliver(self, batch: list[_Waiting], outcomes: dict[UUID, str]) -> list[_Waiting]:
+        """Tell each claim its verdict; return the one to send next of those that collided with one that was undone."""
+        again: list[_Waiting] = []
+        for waiting in batch:
+            outcome = outcomes[waiting.winner.record.claim_id]
+            if outcome == "again":
+                again.append(waiting)
+            else:
+                self._settle(waiting, _VERDICTS[outcome])
+        # One alone can collide only with what is committed, so it gets a verdict; then the next.
+        self._queue[:0] = again[1:]
+        return again[:1]
+
+    def _give_up_on_the_old(self, batch: list[_Waiting]) -> list[_Waiting]:
+        """Leave to the sweep what has waited past its deadline there."""
+        deadline = time.monotonic() - self._settings.pending_deadline_ms / 1000
+        young = [waiting for waiting in batch if waiting.since_seconds > deadline]
+        for waiting in batch:
+            if waiting.since_seconds <= deadline:
+                self._settle(waiting, Verdict.UNKNOWN)
+        return young
+
+    async def _write(self, winners: Sequence[Winner]) -> dict[UUID, str]:
+        timeout_seconds = self._settings.commit_timeout_ms / 1000
+        async with asyncio.timeout(timeout_seconds), self._database.acquire() as connection:
+            rows = await connection.fetch(_COMMIT, *commit_arguments(self._release, winners))
+        return {row["claim_id"]: row["outcome"] for row in rows}
+
+
+def commit_arguments(release: Release, winners: Sequence[Winner]) -> tuple[object, ...]:
+    """Return the arguments of `commit_claims_v1`: one array a column, claims first, then bookings."""
+    records = [winner.record for winner in winners]
+    bookings = [(record, position, entry) for record in records for position, entry in enumerate(record.entries)]
+    return (
+        release.release_id,
+        release.epoch,
+        [record.claim_id for record in records],
+        [UUID(bytes=record.account) for record in records],
+        [record.seq for record in records],
+        [datetime.fromtimestamp(record.decided_ms / 1000, tz=UTC) for record in records],
+        [record.fingerprint for record in records],
+        [winner.request for winner in winners],
+        [record.booking_id(entry) for record, _, entry in bookings],
+        [record.claim_id for record, _, _ in bookings],
+        [position for _, position, _ in bookings],
+        [UUID(bytes=entry.person) for _, _, entry in bookings],
+        [entry.ordinal for _, _, entry in bookings],
+        [entry.number if entry.status is Status.CONFIRMED else None for _, _, entry in bookings],
+    )
+
+
+async def void_claims(
+    database: asyncpg.Pool, release: Release, claim_ids: Sequence[UUID], *, timeout_seconds: float
+) -> dict[UUID, str]:
+    """Settle claims whose fate is unknown, by insert: `void`, `known` or `stale` for each (see void_claims_v1)."""
+    async with asyncio.timeout(timeout_seconds), database.acquire() as connection:
+        rows = await connection.fetch(_VOID, release.release_id, release.epoch, list(claim_ids))
+    return {row["claim_id"]: row["outcome"] for row in rows}

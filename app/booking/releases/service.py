@@ -1,0 +1,346 @@
+"""Rules of making, publishing and changing releases: the door for the features that stand in front of pools."""
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Final, NamedTuple, Protocol
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.policy import Role, holds
+from app.accounts.service import require_role, require_role_at, roles_of
+from app.booking.releases import queries
+from app.booking.releases.details import PoolDetails, details_of, tell_details
+from app.booking.releases.errors import CapacityBelowHeld, ReleaseFrozen, ReleaseNotPublishable
+from app.booking.releases.policy import (
+    Phase,
+    PoolSpec,
+    PublishedPool,
+    ReleaseSpec,
+    opening_errors,
+    pool_errors,
+    rules_version,
+    total_errors,
+)
+from app.booking.releases.queries import AuditCounts, PoolRecord, ReleaseRecord
+from app.core.db import after_commit
+from app.core.problems import FieldError, Forbidden, NotFound, ValidationFailed
+from app.stations.service import known_stations, known_units
+
+__all__ = [
+    "Audit",
+    "CreatedRelease",
+    "GateDoor",
+    "PoolDetails",
+    "PoolSpec",
+    "ReleaseSpec",
+    "audit_release",
+    "change_release",
+    "create_release",
+    "details_of",
+    "draft_for_staff",
+    "list_releases",
+    "publish_release",
+    "read_release",
+    "require_staff_at",
+    "set_capacity",
+    "tell_details",
+]
+
+log = structlog.stdlib.get_logger(__name__)
+
+_STAFF: Final = (Role.STAFF, Role.OPERATOR)
+# What may still change between publishing and opening: nobody loses a place by it, and a reason is told.
+_MOVABLE: Final = frozenset({"title", "opens_at", "closes_at"})
+
+
+class GateDoor(Protocol):
+    """What staff's work needs of the gate."""
+
+    async def rebuild(self, release_id: UUID) -> None:
+        """Build the gate's state of a published release anew from PostgreSQL."""
+        ...
+
+    async def counts(self, release_id: UUID) -> Mapping[str, int] | None:
+        """Return the gate's own totals, or None where it has no state."""
+        ...
+
+
+class CreatedRelease(NamedTuple):
+    """A new draft and its pools, in the order in which they were described."""
+
+    release_id: UUID
+    pool_ids: list[UUID]
+
+
+class Audit(NamedTuple):
+    """Both sides' counts, and whether they fit together."""
+
+    counts: AuditCounts
+    gate: Mapping[str, int] | None
+    consistent: bool
+
+
+async def require_staff_at(db: AsyncSession, account_id: UUID, station_ids: Collection[UUID | None]) -> None:
+    """Raise `Forbidden` unless the account works at every one of the stations, or is an operator.
+
+    What belongs to no station is the operators' alone.
+    """
+    stations = {station_id for station_id in station_ids if station_id is not None}
+    if len(stations) < len(set(station_ids)) or not stations:
+        await require_role(db, account_id, Role.OPERATOR)
+    else:
+        await require_role_at(db, account_id, _STAFF, station_ids=stations)
+
+
+async def create_release(
+    db: AsyncSession, spec: ReleaseSpec, *, created_by: UUID, now: datetime, pools_field: str = "pools"
+) -> CreatedRelease:
+    """Make a draft with its pools and places. Whether `created_by` may is the caller's to have asked.
+
+    Raises `ValidationFailed` naming each wrong field; those of pool 3 as `{pools_field}[3].…`.
+    """
+    errors = [
+        *opening_errors(spec.opens_at, spec.closes_at, now=now),
+        *pool_errors(spec.pools, opens_at=spec.opens_at, pools_field=pools_field),
+        *total_errors(spec.pools, pools_field=pools_field),
+        *await _reference_errors(db, spec.pools, pools_field=pools_field),
+    ]
+    if errors:
+        raise ValidationFailed(errors=errors)
+    release_id = await queries.add_release(db, spec, created_by=created_by)
+    pool_ids = await queries.add_pools(db, spec.pools, release_id=release_id)
+    await queries.add_places(db, pool_ids=pool_ids, capacities=[pool.capacity for pool in spec.pools])
+    log.info("release_created", release=str(release_id), pools=len(pool_ids), by=str(created_by))
+    return CreatedRelease(release_id, pool_ids)
+
+
+async def _reference_errors(db: AsyncSession, pools: Collection[PoolSpec], *, pools_field: str) -> list[FieldError]:
+    """Name the pools whose station or unit does not exist: the foreign keys would not say which pool it was."""
+    stations = {pool.station_id for pool in pools if pool.station_id is not None}
+    units = {pool.resident_unit_id for pool in pools if pool.resident_unit_id is not None}
+    unknown_stations = stations - await known_stations(db, stations) if stations else set[UUID]()
+    unknown_units = units - await known_units(db, units) if units else set[UUID]()
+    errors: list[FieldError] = []
+    for index, pool in enumerate(pools):
+        at = f"{pools_field}[{index}]"
+        if pool.station_id in unknown_stations:
+            errors.append(FieldError(f"{at}.station_id", "unknown_station", "没有这个站点 / no such station"))
+        if pool.resident_unit_id in unknown_units:
+            errors.append(FieldError(f"{at}.resident_unit_id", "unknown_unit", "没有这个村居 / no such unit"))
+    return errors
+
+
+async def read_release(db: AsyncSession, release_id: UUID) -> ReleaseRecord | None:
+    """Return a release in whatever state, or None."""
+    return await queries.read_release(db, release_id=release_id)
+
+
+async def list_releases(
+    db: AsyncSession, *, phase: Phase | None, now: datetime, after: tuple[datetime, UUID] | None, limit: int
+) -> list[ReleaseRecord]:
+    """Return up to `limit` published releases; see `queries.list_releases` for their order."""
+    return await queries.list_releases(db, phase=phase, now=now, after=after, limit=limit)
+
+
+async def draft_for_staff(db: AsyncSession, release_id: UUID, *, account_id: UUID | None) -> ReleaseRecord:
+    """Return a release that the public cannot see. Raises `NotFound`, also for those who may not know of it."""
+    record = await queries.read_release(db, release_id=release_id)
+    if record is None or account_id is None:
+        raise NotFound
+    await _require_staff_of_any(db, account_id, {pool.pool.station_id for pool in record.pools}, hide=True)
+    return record
+
+
+async def publish_release(
+    db: AsyncSession, release_id: UUID, *, account_id: UUID, now: datetime, gate: GateDoor
+) -> ReleaseRecord:
+    """Publish a draft: from now on its rules stand under a version. Publishing again changes nothing.
+
+    Raises `NotFound`, `Forbidden` and `ReleaseNotPublishable`.
+    """
+    record = await _release_to_change(db, release_id, account_id=account_id)
+    release = record.release
+    if release.state == "published":
+        return record
+    if release.state != "draft" or release.closes_at <= now:
+        raise ReleaseNotPublishable
+    version = rules_version(
+        mode=release.mode,
+        rules=release.rules,
+        person_limit=release.person_limit,
+        account_limit=release.account_limit,
+        pools=[_published(pool) for pool in record.pools],
+    )
+    await queries.publish(db, release_id=release_id, rules_version=version, now=now)
+    _rebuild_after_commit(db, release_id, gate)
+    log.info("release_published", release=str(release_id), rules_version=version, by=str(account_id))
+    return await _present(db, release_id)
+
+
+async def change_release(
+    db: AsyncSession,
+    release_id: UUID,
+    *,
+    values: Mapping[str, object],
+    reason: str | None,
+    account_id: UUID,
+    now: datetime,
+    gate: GateDoor,
+) -> ReleaseRecord:
+    """Change a release, `values` being the columns that shall have another value.
+
+    A draft can change in everything given; a published one before its opening in title and times, with a reason.
+    Raises `NotFound`, `Forbidden`, `ReleaseFrozen`, and `ValidationFailed` naming the field.
+    """
+    record = await _release_to_change(db, release_id, account_id=account_id)
+    release = record.release
+    changes = {name: value for name, value in values.items() if getattr(release, name) != value}
+    if release.state != "draft":
+        if release.state != "published" or release.opens_at <= now or not changes.keys() <= _MOVABLE:
+            raise ReleaseFrozen
+        if reason is None:
+            raise ValidationFailed(
+                errors=[FieldError("reason", "missing", "已发布，须说明原因 / needed once published")]
+            )
+    opens_at, closes_at = values["opens_at"], values["closes_at"]
+    assert isinstance(opens_at, datetime)  # noqa: S101 - what a caller in the code must know, not in the world
+    assert isinstance(closes_at, datetime)  # noqa: S101 - as above
+    errors = list(opening_errors(opens_at, closes_at, now=now))
+    if release.state == "published" and opens_at <= now:
+        errors.append(FieldError("opens_at", "in_the_past", "须晚于现在 / must be after now"))
+    if any(pool.starts_at <= opens_at for pool in record.pools):
+        errors.append(FieldError("opens_at", "not_before_sessions", "须早于每一场 / must be before every session"))
+    if errors:
+        raise ValidationFailed(errors=errors)
+    if not changes:
+        return record
+    await queries.change_release(db, release_id=release_id, values=changes)
+    if release.state == "published":
+        _rebuild_after_commit(db, release_id, gate)
+    log.info("release_changed", release=str(release_id), fields=sorted(changes), reason=reason, by=str(account_id))
+    return await _present(db, release_id)
+
+
+async def set_capacity(
+    db: AsyncSession, pool_id: UUID, *, capacity: int, reason: str, account_id: UUID, gate: GateDoor
+) -> PoolRecord:
+    """Give a pool `capacity` places: new ones after its highest number, or fewer, free ones going from the highest down.
+
+    The rebuild that follows hands new places to those who wait. Sending it again repeats that rebuild.
+    Raises `NotFound`, `Forbidden` and `CapacityBelowHeld` with `held`.
+    """
+    facts = await queries.pool_facts(db, pool_id=pool_id)
+    if facts is None:
+        raise NotFound
+    await _require_staff_or_hide(db, account_id, {facts.station_id}, hide=facts.release_state == "draft")
+    await queries.lock_release_exclusively(db, release_id=facts.release_id)
+    counts = await queries.count_places(db, pool_id=pool_id)
+    if capacity < counts.held:
+        raise CapacityBelowHeld(
+            f"{counts.held} places are held; the capacity cannot be {capacity}.",
+            f"已有 {counts.held} 个名额被占用，不能减为 {capacity}。",
+            extra={"held": counts.held, "capacity": counts.places},
+        )
+    if capacity > counts.places:
+        await queries.raise_capacity(db, pool_id=pool_id, more=capacity - counts.places)
+    elif capacity < counts.places:
+        await queries.lower_capacity(db, pool_id=pool_id, fewer=counts.places - capacity)
+    # Raises the epoch: a claim that was admitted to a place which is gone now is judged anew.
+    await queries.change_release(db, release_id=facts.release_id, values={})
+    if facts.release_state == "published":
+        _rebuild_after_commit(db, facts.release_id, gate)
+    log.info(
+        "capacity_changed",
+        pool=str(pool_id),
+        capacity_before=counts.places,
+        capacity=capacity,
+        reason=reason,
+        by=str(account_id),
+    )
+    return await queries.read_pool(db, pool_id=pool_id)
+
+
+async def audit_release(db: AsyncSession, release_id: UUID, *, account_id: UUID, gate: GateDoor) -> Audit:
+    """Count a release's places in PostgreSQL and ask the gate for its own. For staff of a station in it, and operators.
+
+    Raises `NotFound` and `Forbidden`.
+    """
+    facts = await queries.release_facts(db, release_id=release_id)
+    if facts is None:
+        raise NotFound
+    await _require_staff_of_any(db, account_id, facts.station_ids, hide=facts.state == "draft")
+    gate_counts = None if facts.state == "draft" else await gate.counts(release_id)
+    counts = await queries.count_for_audit(db, release_id=release_id)
+    sound = counts.double_held == 0 and counts.over_capacity == 0 and counts.held + counts.free == counts.places
+    agrees = gate_counts is None or (
+        gate_counts["pending"] == 0
+        and gate_counts["free"] == counts.free
+        and gate_counts["held"] == counts.held
+        and gate_counts["waiting"] == counts.waiting
+    )
+    return Audit(counts, gate_counts, sound and agrees)
+
+
+async def _release_to_change(db: AsyncSession, release_id: UUID, *, account_id: UUID) -> ReleaseRecord:
+    """Return the release as it is under its lock, once the account is known to be allowed to change it."""
+    facts = await queries.release_facts(db, release_id=release_id)
+    if facts is None:
+        raise NotFound
+    await _require_staff_or_hide(db, account_id, facts.station_ids, hide=facts.state == "draft")
+    await queries.lock_release_exclusively(db, release_id=release_id)
+    return await _present(db, release_id)
+
+
+async def _present(db: AsyncSession, release_id: UUID) -> ReleaseRecord:
+    record = await queries.read_release(db, release_id=release_id)
+    if record is None:
+        raise NotFound
+    return record
+
+
+async def _require_staff_or_hide(
+    db: AsyncSession, account_id: UUID, station_ids: Collection[UUID | None], *, hide: bool
+) -> None:
+    """Raise `Forbidden` for whoever may not, or `NotFound` where they may not even know that it exists."""
+    try:
+        await require_staff_at(db, account_id, station_ids)
+    except Forbidden:
+        if hide:
+            raise NotFound from None
+        raise
+
+
+async def _require_staff_of_any(
+    db: AsyncSession, account_id: UUID, station_ids: Collection[UUID | None], *, hide: bool
+) -> None:
+    """Raise unless the account works at one of the stations: enough to read totals, not to change what is others'."""
+    grants = await roles_of(db, account_id)
+    if not any(holds(grants, _STAFF, station_id=station_id) for station_id in (*station_ids, None)):
+        raise NotFound if hide else Forbidden
+
+
+def _published(record: PoolRecord) -> PublishedPool:
+    pool = record.pool
+    return PublishedPool(
+        id=pool.id,
+        kind=pool.kind,
+        station_id=pool.station_id,
+        starts_at=record.starts_at,
+        ends_at=record.ends_at,
+        age_min=pool.age_min,
+        age_max=pool.age_max,
+        resident_unit_id=pool.resident_unit_id,
+        waitlist_limit=pool.waitlist_limit,
+    )
+
+
+def _rebuild_after_commit(db: AsyncSession, release_id: UUID, gate: GateDoor) -> None:
+    async def rebuild() -> None:
+        try:
+            await gate.rebuild(release_id)
+        except Exception:
+            log.warning("gate_rebuild_failed", release=str(release_id), exc_info=True)
+
+    after_commit(db, rebuild)

@@ -1,0 +1,13 @@
+"""The command `clocktower`: starts the service, looks after it, and rehearses its peak.
+
+Exit status everywhere: 0 when it went well, 1 when something was found wrong, 2 when it could not start. What an
+operator can mend is said in one sentence, never as a traceback.
+"""
+
+
+def main() -> None:
+    """Run the command line."""
+    # Imported here: the service's processes live in this package too, and need none of the commands.
+    from app.cli.commands import run  # noqa: PLC0415 - see above
+
+    run()

@@ -1,0 +1,24 @@
+"""A pipe between a process and the one that started it: when either end is closed by death, the other end knows."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+
+def end_with_parent(ending: Callable[[], None] | None = None) -> None:
+    """Call `ending` in a thread once standard input ends, which it does with the parent, even by kill -9.
+
+    Without `ending` this process exits at once. That loses no promise: a yes is durable before it is spoken, and a
+    phone without an answer asks again.
+    """
+    lifeline_fd = os.dup(sys.stdin.fileno())
+
+    def watch() -> None:
+        while os.read(lifeline_fd, 4096):
+            pass
+        if ending is None:
+            os._exit(1)
+        ending()
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()

@@ -1,0 +1,145 @@
+"""Commands that change something by hand: roles, the demonstration town, the gate's state."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from rich.table import Table
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.accounts.policy import SCOPES, Role, ScopeKind
+from app.accounts.service import grant_role_by_openid
+from app.booking.gate.gate import Gate
+from app.cli import surroundings
+from app.cli.consistency import Comparison, Side, compare
+from app.cli.database import with_engine
+from app.cli.refusal import EXIT_WRONG, Refusal, out, say
+from app.core.clock import Clock
+from app.core.db import transaction
+from app.core.problems import Problem
+from app.core.redis import connect_redis
+from app.core.settings import Settings
+from app.worker import RELEASES_PAGE, releases_in_use
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """What a command that looks at the gate works with."""
+
+    engine: AsyncEngine
+    gate: Gate
+    clock: Clock
+
+
+@asynccontextmanager
+async def servers(settings: Settings, engine: AsyncEngine) -> AsyncGenerator[Servers]:
+    """Open the gate beside the database's engine, on Redis's time."""
+    redis = connect_redis(settings)
+    clock = Clock()
+    try:
+        await clock.calibrate(redis.time)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType] - **kwargs untyped
+        gate = await Gate.open(settings, clock)
+        try:
+            yield Servers(engine, gate, clock)
+        finally:
+            await gate.close()
+    finally:
+        await redis.aclose()
+
+
+def role_named(name: str) -> Role:
+    """Return a role that can be granted. Raises `Refusal`, which lists them."""
+    grantable = [role.value for role, scopes in SCOPES.items() if scopes]
+    if name not in grantable:
+        raise Refusal(f"There is no role {name} to grant; the roles are {', '.join(grantable)}.")
+    return Role(name)
+
+
+def scope_named(name: str | None, role: Role) -> tuple[ScopeKind | None, UUID | None]:
+    """Return a scope written as `station:ID`. Raises `Refusal`, which says what the role allows."""
+    allowed = [kind.value if kind else None for kind in SCOPES[role]]
+    forms = [f"--scope {kind}:ID" if kind else "no --scope" for kind in allowed]
+    kind, _, number = (name or "").partition(":")
+    try:
+        scope_id = UUID(number) if name else None
+    except ValueError:
+        scope_id, kind = None, "?"
+    if (kind or None) not in allowed:
+        raise Refusal(f"The role {role} is granted with {' or '.join(forms)}.")
+    return (ScopeKind(kind) if kind else None), scope_id
+
+
+def grant(data_dir: Path, openid: str, role_name: str, scope: str | None) -> None:
+    """Grant a role to whoever signs in with this open id, before or after the first sign-in. Raises `Refusal`."""
+    role = role_named(role_name)
+    scope_kind, scope_id = scope_named(scope, role)
+    settings = surroundings.enter(data_dir)
+
+    async def work(engine: AsyncEngine) -> None:
+        async with servers(settings, engine) as at, transaction(engine) as db:
+            await grant_role_by_openid(
+                db, openid=openid, role=role, scope_kind=scope_kind, scope_id=scope_id, now=at.clock.now()
+            )
+
+    try:
+        with_engine(settings, work)
+    except Problem as problem:
+        raise Refusal(f"The role cannot be granted: {problem.detail_en or problem.title_en}.") from problem
+    say(f"{openid} holds the role {role}{f' for {scope}' if scope else ''}.")
+
+
+def reconcile(data_dir: Path, release_id: UUID | None) -> None:
+    """Rebuild the gate's state of one release, or of every one in use, and show both sides before and after.
+
+    Raises `Refusal`, also when a release differs still.
+    """
+    settings = surroundings.enter(data_dir)
+
+    async def work(engine: AsyncEngine) -> list[tuple[UUID, Comparison, Comparison]]:
+        async with servers(settings, engine) as at:
+            chosen = await all_in_use(at) if release_id is None else [release_id]
+            return [await _rebuild_one(at, chosen_id) for chosen_id in chosen]
+
+    done = with_engine(settings, work)
+    table = Table(title="gate rebuilt from PostgreSQL", title_justify="left", header_style="bold")
+    for heading in ("release", "", "epoch", "free", "held", "waiting", "pending"):
+        table.add_column(heading, justify="left" if heading in {"release", ""} else "right")
+    for chosen_id, before, after in done:
+        table.add_row(str(chosen_id), "gate before", *_row(before.gate))
+        table.add_row(after.title, "gate after", *_row(after.gate))
+        table.add_row("", "PostgreSQL", *_row(after.database), end_section=True)
+    out.print(table)
+    if any(not after.agrees for _, _, after in done):
+        raise Refusal(
+            "The gate differs still: claims may be arriving; run `clocktower doctor` when it is quiet.",
+            exit_status=EXIT_WRONG,
+        )
+
+
+async def all_in_use(at: Servers) -> list[UUID]:
+    """Return every release that claims can still change."""
+    found: list[UUID] = []
+    page: list[UUID] | None = None
+    while page is None or len(page) == RELEASES_PAGE:
+        async with at.engine.connect() as connection:
+            page = await releases_in_use(connection, now=at.clock.now(), after=found[-1] if found else None)
+        found += page
+    return found
+
+
+async def _rebuild_one(at: Servers, release_id: UUID) -> tuple[UUID, Comparison, Comparison]:
+    before = await compare(at.engine, at.gate, release_id)
+    if before is None:
+        raise Refusal(f"There is no published release {release_id}.")
+    await at.gate.rebuild(release_id)
+    after = await compare(at.engine, at.gate, release_id)
+    assert after is not None  # noqa: S101 - a published release does not vanish
+    return release_id, before, after
+
+
+def _row(side: Side | None) -> tuple[str, ...]:
+    if side is None:
+        return ("–",) * 5
+    return tuple(str(count) for count in (side.epoch, side.free, side.held, side.waiting, side.pending))

@@ -1,0 +1,70 @@
+"""One web worker: `python -m app.cli.web`, started by `clocktower serve` with a listening socket to answer on."""
+
+import argparse
+import gc
+import os
+import socket
+import sys
+from typing import Final
+
+import uvicorn
+
+from app.cli.lifeline import end_with_parent
+from app.core.settings import Settings, SettingsError, load_settings
+
+APPLICATION: Final = "app.main:create_app_from_environment"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it answers."""
+
+    def __init__(self, config: uvicorn.Config, announce_fd: int) -> None:
+        super().__init__(config)
+        self._announce_fd = announce_fd
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # Modules, routes and schemas stay for the life of the process: the collector need not walk them at each
+        # full collection, least of all in the second of an opening.
+        gc.collect()
+        gc.freeze()
+        os.write(self._announce_fd, b"ready\n")
+        os.close(self._announce_fd)
+
+
+def web_config(settings: Settings) -> uvicorn.Config:
+    """Return how a worker serves."""
+    return uvicorn.Config(
+        APPLICATION,
+        factory=True,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        # The application configures the logs of its process, uvicorn's included.
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=settings.listen_backlog,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.shutdown_grace_seconds,
+    )
+
+
+def main() -> None:
+    """Serve until SIGTERM, or until whoever started this process is gone."""
+    parser = argparse.ArgumentParser(prog="python -m app.cli.web")
+    parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--announce-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    end_with_parent()
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        sys.exit(str(error))
+    server = _Server(web_config(settings), arguments.announce_fd)
+    server.run(sockets=[socket.socket(fileno=arguments.listen_fd)])
+
+
+if __name__ == "__main__":
+    main()

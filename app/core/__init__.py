@@ -1,0 +1,1 @@
+"""What every feature stands on: settings, engines, errors, identity, time. Knows no feature."""

@@ -1,0 +1,99 @@
+"""PostgreSQL for everything but the gate: one transaction a request, committed before the answer leaves.
+
+FastAPI runs the exit of a plain `yield` dependency after the response has been sent: a commit that fails there
+has already been answered with 200. `scope="function"` runs it before, and that is what `Tx` uses.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Final, cast
+
+from fastapi import Depends, Request
+from sqlalchemy import MetaData
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+
+from app.core.settings import Settings
+
+# Every constraint has a name, so that an error can be told by it and a migration can drop it.
+NAMING: Final = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+AfterCommit = Callable[[], Awaitable[None]]
+_AFTER_COMMIT_KEY: Final = "after_commit"
+
+
+class Base(DeclarativeBase):
+    """The parent of every table."""
+
+    metadata = MetaData(naming_convention=NAMING)
+
+
+def sqlalchemy_url(dsn: str) -> str:
+    """Return a libpq-style address as SQLAlchemy wants it, with the asyncpg driver."""
+    _, _, rest = dsn.partition("://")
+    return f"postgresql+asyncpg://{rest}"
+
+
+def create_engine(settings: Settings) -> AsyncEngine:
+    """Return the engine of one process. `synchronous_commit` is on, whatever the server's default says."""
+    return create_async_engine(
+        sqlalchemy_url(settings.database_url.get_secret_value()),
+        pool_size=settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=settings.database_lock_timeout_ms / 1000,
+        pool_pre_ping=True,
+        connect_args={
+            "server_settings": {
+                "application_name": "clocktower-api",
+                "synchronous_commit": "on",
+                "statement_timeout": str(settings.database_statement_timeout_ms),
+                "lock_timeout": str(settings.database_lock_timeout_ms),
+                "idle_in_transaction_session_timeout": str(settings.database_statement_timeout_ms),
+                "jit": "off",
+            },
+        },
+    )
+
+
+def after_commit(db: AsyncSession, action: AfterCommit) -> None:
+    """Run `action` once the transaction is committed, and never when it is not.
+
+    What must happen even if this process dies in between has to be found again from the database; an action
+    here only makes it happen sooner.
+    """
+    cast("list[AfterCommit]", db.info.setdefault(_AFTER_COMMIT_KEY, [])).append(action)
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+    """Open a session in one transaction; commit at the end, roll back on any error."""
+    async with AsyncSession(engine, expire_on_commit=False, autoflush=False) as db:
+        async with db.begin():
+            yield db
+        actions = cast("list[AfterCommit]", db.info.pop(_AFTER_COMMIT_KEY, []))
+    for action in actions:
+        await action()
+
+
+async def _tx(request: Request) -> AsyncIterator[AsyncSession]:
+    async with transaction(request.app.state.engine) as db:
+        yield db
+
+
+async def _read(request: Request) -> AsyncIterator[AsyncSession]:
+    engine: AsyncEngine = request.app.state.engine
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with AsyncSession(autocommit, expire_on_commit=False, autoflush=False) as db:
+        yield db
+
+
+# One transaction around the request, committed before the response is sent.
+Tx = Annotated[AsyncSession, Depends(_tx, scope="function")]
+# One statement at a time, each its own transaction: for reads.
+Read = Annotated[AsyncSession, Depends(_read, scope="function")]

@@ -1,0 +1,375 @@
+"""Every knob of the service, once: its unit, its default, its limits and the reason for them.
+
+Each is an environment variable `CLOCKTOWER_<NAME>`. A wrong value stops the start with the variable's name
+and what is allowed. Secrets have no default: the embedded mode makes its own and keeps them in its data
+directory; anywhere else they must be given.
+"""
+
+from functools import lru_cache
+from typing import Annotated, Final
+
+from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENVIRONMENT_PREFIX: Final = "CLOCKTOWER_"
+_SECRET_MIN_CHARACTERS: Final = 32
+
+Secret = Annotated[SecretStr, Field(min_length=_SECRET_MIN_CHARACTERS)]
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong. The message names each variable and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """The settings of one process, read from the environment and checked before anything starts."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="ignore", frozen=True)
+
+    # --- engines -----------------------------------------------------------------------------------------
+    database_url: SecretStr = Field(
+        description="PostgreSQL 14 or newer: postgresql://user:password@host:port/name.",
+    )
+    redis_url: SecretStr = Field(
+        description="Redis 7 or Valkey 8, or newer: redis://…, rediss://… or unix:///path.",
+    )
+    database_pool_size: int = Field(
+        default=10,
+        ge=2,
+        le=200,
+        description="Connections of one process for everything but the gate. Times processes, it must stay "
+        "below PostgreSQL's max_connections.",
+    )
+    database_statement_timeout_ms: int = Field(
+        default=10_000,
+        ge=100,
+        le=600_000,
+        description="Milliseconds after which PostgreSQL ends a statement of the API.",
+    )
+    database_lock_timeout_ms: int = Field(
+        default=5_000,
+        ge=50,
+        le=600_000,
+        description="Milliseconds a statement of the API waits for a lock.",
+    )
+    redis_timeout_ms: int = Field(
+        default=2_000,
+        ge=50,
+        le=60_000,
+        description="Milliseconds to wait for one answer of Redis before it counts as gone.",
+    )
+
+    # --- secrets -----------------------------------------------------------------------------------------
+    token_key: Secret = Field(description="Signs access tokens (HMAC-SHA256); at least 32 characters.")
+    pass_key: Secret = Field(description="Signs passes for the gate (HMAC-SHA256); at least 32 characters.")
+    sealing_key: Secret = Field(
+        description="Encrypts nicknames at rest (AES-256-GCM, key derived by SHA-256); at least 32 characters. "
+        "Losing it loses the nicknames.",
+    )
+
+    # --- web ---------------------------------------------------------------------------------------------
+    body_limit_bytes: int = Field(
+        default=65_536,
+        ge=1_024,
+        le=1_048_576,
+        description="Bytes of a request body beyond which it is refused with 413.",
+    )
+    shutdown_grace_seconds: int = Field(
+        default=10,
+        ge=1,
+        le=300,
+        description="Seconds that requests in flight get when the server stops.",
+    )
+    rate_limit_per_minute: int = Field(
+        default=600,
+        ge=10,
+        le=1_000_000,
+        description="Requests of one account (or, without sign-in, of one address) in a minute, the gate "
+        "excepted. Families and schools share an address, so the unsigned limit is ten times this.",
+    )
+    sign_in_limit_per_minute: int = Field(
+        default=60_000,
+        ge=10,
+        le=10_000_000,
+        description="Sign-ins from one address in a minute. A school's or a carrier's gateway is one address, and "
+        "in the minutes before an opening thousands of parents sign in through it.",
+    )
+    log_level: str = Field(
+        default="info",
+        pattern="^(debug|info|warning|error)$",
+        description="The least important level that is logged: debug, info, warning or error.",
+    )
+    log_format: str = Field(default="json", pattern="^(json|console)$", description="json or console.")
+
+    # --- accounts ----------------------------------------------------------------------------------------
+    access_token_seconds: int = Field(
+        default=7_200,
+        ge=60,
+        le=86_400,
+        description="Seconds an access token is good for: it cannot be revoked before.",
+    )
+    refresh_token_days: int = Field(
+        default=30,
+        ge=1,
+        le=365,
+        description="Days a refresh token is good for, when unused.",
+    )
+    people_limit: int = Field(
+        default=10,
+        ge=1,
+        le=50,
+        description="People that one account may register: a family, not a school.",
+    )
+    guardian_limit: int = Field(default=4, ge=1, le=10, description="Guardians that one child may have.")
+    invitation_hours: int = Field(
+        default=72,
+        ge=1,
+        le=720,
+        description="Hours in which a second guardian may accept an invitation.",
+    )
+    idempotency_hours: int = Field(
+        default=24,
+        ge=1,
+        le=168,
+        description="Hours for which an Idempotency-Key is remembered.",
+    )
+    refresh_grace_seconds: int = Field(
+        default=10,
+        ge=0,
+        le=60,
+        description="Seconds in which a refresh token may be sent again because the reply was lost; later it counts "
+        "as stolen.",
+    )
+    invitation_open_limit: int = Field(
+        default=5,
+        ge=1,
+        le=20,
+        description="Invitations of one person that may be open at once: each is a way into the family.",
+    )
+    consent_versions: str = Field(
+        default="",
+        max_length=1_000,
+        description="Versions of the consent text that may be agreed to, separated by commas. Empty: any, since the "
+        "text belongs to the mini-program and may be newer than this service.",
+    )
+
+    # --- WeChat ------------------------------------------------------------------------------------------
+    wechat_base_url: AnyHttpUrl = Field(
+        default=AnyHttpUrl("https://api.weixin.qq.com"),
+        description="Where WeChat's server API stands; the embedded mode sets its fake server's address.",
+    )
+    wechat_app_id: str = Field(min_length=1, max_length=64, description="The mini-program's AppID.")
+    wechat_app_secret: SecretStr = Field(min_length=1, description="The mini-program's AppSecret.")
+    wechat_connect_timeout_ms: int = Field(
+        default=2_000,
+        ge=50,
+        le=30_000,
+        description="Milliseconds to wait for a connection to WeChat.",
+    )
+    wechat_read_timeout_ms: int = Field(
+        default=4_000,
+        ge=50,
+        le=60_000,
+        description="Milliseconds without a byte from WeChat after which a call counts as lost.",
+    )
+    wechat_total_timeout_ms: int = Field(
+        default=8_000,
+        ge=100,
+        le=60_000,
+        description="Milliseconds for one question to WeChat with its retries: how long a parent waits to sign in.",
+    )
+    wechat_busy_retry_limit: int = Field(
+        default=2,
+        ge=0,
+        le=5,
+        description="How often a call is repeated when WeChat says that it is busy.",
+    )
+    wechat_connection_limit: int = Field(
+        default=100,
+        ge=1,
+        le=1_000,
+        description="Connections to WeChat that one process keeps; further calls wait for one.",
+    )
+    wechat_token_margin_seconds: int = Field(
+        default=240,
+        ge=10,
+        le=290,
+        description="Seconds before its end at which the access token is renewed. WeChat gives the next one "
+        "only in the last 300.",
+    )
+
+    # --- booking: the gate -------------------------------------------------------------------------------
+    pass_hours: int = Field(
+        default=48,
+        ge=1,
+        le=336,
+        description="Hours a pass is good for: how long a withdrawn consent can still be used to book.",
+    )
+    people_per_claim_limit: int = Field(
+        default=5,
+        ge=1,
+        le=20,
+        description="People in one claim: a family's children; bounds the work of one claim in the script.",
+    )
+    choices_per_claim_limit: int = Field(
+        default=10,
+        ge=1,
+        le=50,
+        description="Ranked pools in one claim; bounds the work of one claim in the script.",
+    )
+    batch_limit: int = Field(
+        default=150,
+        ge=1,
+        le=1_000,
+        description="Claims in one script call: keeps Redis, which serves one script at a time, below 1–2 ms.",
+    )
+    admission_queue_limit: int = Field(
+        default=20_000,
+        ge=10,
+        le=1_000_000,
+        description="Claims of one release that may wait in one worker; more are told 503 at once.",
+    )
+    admission_wait_ms: int = Field(
+        default=5_000,
+        ge=100,
+        le=60_000,
+        description="Milliseconds a claim may wait for the script before it is told 503.",
+    )
+    commit_batch_limit: int = Field(
+        default=300,
+        ge=1,
+        le=2_000,
+        description="Winning claims in one PostgreSQL transaction.",
+    )
+    commit_wait_ms: int = Field(
+        default=3_000,
+        ge=100,
+        le=60_000,
+        description="Milliseconds a winner's phone waits for PostgreSQL before it hears 202 and asks again.",
+    )
+    commit_timeout_ms: int = Field(
+        default=8_000,
+        ge=200,
+        le=120_000,
+        description="Milliseconds after which a commit's outcome counts as unknown and is settled by insert.",
+    )
+    commit_retry_limit: int = Field(
+        default=5,
+        ge=0,
+        le=20,
+        description="How often a commit is repeated after a deadlock or serialization error.",
+    )
+    gate_connection_limit: int = Field(
+        default=6,
+        ge=2,
+        le=50,
+        description="PostgreSQL connections that one process keeps for the gate's commits and rebuilds.",
+    )
+    pending_deadline_ms: int = Field(
+        default=15_000,
+        ge=500,
+        le=600_000,
+        description="Milliseconds after which a claim that was taken but not confirmed is swept. It must exceed "
+        "commit_timeout_ms; it decides how soon an orphaned place is free again, never whether it is safe.",
+    )
+    sweep_interval_ms: int = Field(
+        default=1_000,
+        ge=50,
+        le=60_000,
+        description="Milliseconds between two sweeps of the worker.",
+    )
+    availability_age_ms: int = Field(
+        default=200,
+        ge=0,
+        le=250,
+        description="Milliseconds for which a worker repeats an availability answer without asking Redis.",
+    )
+    cancel_deadline_minutes: int = Field(
+        default=120,
+        ge=0,
+        le=20_160,
+        description="Minutes before a session's start until which its place can be given back.",
+    )
+
+    # --- operations --------------------------------------------------------------------------------------
+    listen_backlog: int = Field(
+        default=16_384,
+        ge=128,
+        le=65_535,
+        description="Connections that may wait to be accepted: thousands of phones connect in one second. Linux caps it "
+        "at net.core.somaxconn.",
+    )
+    keep_alive_seconds: int = Field(
+        default=75,
+        ge=1,
+        le=3_600,
+        description="Seconds an idle connection stays open: a phone that waits for the opening keeps its own.",
+    )
+    housekeeping_interval_seconds: int = Field(
+        default=300,
+        ge=10,
+        le=86_400,
+        description="Seconds between two rounds of the worker in which expired records are deleted.",
+    )
+
+    # --- booking: releases -------------------------------------------------------------------------------
+    catalogue_age_ms: int = Field(
+        default=1_000,
+        ge=0,
+        le=5_000,
+        description="Milliseconds for which a worker repeats a catalogue answer without asking PostgreSQL: how long a "
+        "change made through another worker may stay unseen.",
+    )
+    catalogue_answers_limit: int = Field(
+        default=500,
+        ge=1,
+        le=100_000,
+        description="Catalogue answers that a worker keeps; a full one (200 sessions) has some 80 KiB.",
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_is_postgresql(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            message = "must begin with postgresql://"
+            raise ValueError(message)
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_is_redis(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            message = "must begin with redis://, rediss:// or unix://"
+            raise ValueError(message)
+        return value
+
+    @field_validator("pending_deadline_ms")
+    @classmethod
+    def _deadline_outlasts_a_commit(cls, value: int, info: object) -> int:
+        timeout_ms = getattr(info, "data", {}).get("commit_timeout_ms")
+        if timeout_ms is not None and value <= timeout_ms:
+            message = f"must be greater than {ENVIRONMENT_PREFIX}COMMIT_TIMEOUT_MS ({timeout_ms})"
+            raise ValueError(message)
+        return value
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises `SettingsError` with one line for each variable that is missing or wrong; values are not repeated,
+    since they may be secrets.
+    """
+    try:
+        return Settings()  # pyright: ignore[reportCallIssue] - the fields come from the environment
+    except ValidationError as error:
+        lines = [
+            f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
+            for item in error.errors(include_input=False, include_url=False)
+        ]
+        raise SettingsError("\n".join(lines)) from None
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """Return the settings of this process, read once."""
+    return load_settings()

@@ -1,0 +1,52 @@
+"""Passes: what is signed, and what cannot be had."""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from uuid import uuid4
+
+import pytest
+
+from app.booking.gate.errors import PassInvalid
+from app.booking.gate.passes import Pass, PassPerson, PassSigner, mask_of
+
+KEY = "a-key-of-the-tests-that-is-long-enough"
+
+
+def contents(**changes: object) -> Pass:
+    made = Pass.of(uuid4(), uuid4(), 4_102_444_800_000, (PassPerson(uuid4().bytes, mask_of({0, 13}), 0),))
+    return Pass(*(changes.get(name, getattr(made, name)) for name in made.__struct_fields__))
+
+
+def test_a_pass_says_what_was_signed() -> None:
+    signed = contents()
+    assert PassSigner(KEY).verify(PassSigner(KEY).sign(signed)) == signed
+
+
+@pytest.mark.parametrize("ordinals", [set[int](), {0}, {7, 8}, {0, 13}, {199}])
+def test_a_person_may_claim_exactly_the_pools_that_were_signed(ordinals: set[int]) -> None:
+    person = PassPerson(b"", mask_of(ordinals), 0)
+    assert {ordinal for ordinal in range(300) if person.may_claim(ordinal)} == ordinals
+
+
+def test_a_changed_byte_anywhere_makes_a_pass_worthless() -> None:
+    text = PassSigner(KEY).sign(contents())
+    signed = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    for at in range(len(signed)):
+        forged = signed[:at] + bytes([signed[at] ^ 1]) + signed[at + 1 :]
+        with pytest.raises(PassInvalid):
+            PassSigner(KEY).verify(urlsafe_b64encode(forged).rstrip(b"=").decode())
+
+
+@pytest.mark.parametrize("text", ["", "!", "a", "aaaa", "a" * 43, "é", "x" * 5000, "A" * 64, "\x00"])
+def test_what_is_no_pass_is_refused_and_nothing_else_happens(text: str) -> None:
+    with pytest.raises(PassInvalid):
+        PassSigner(KEY).verify(text)
+
+
+def test_a_pass_signed_with_another_key_is_refused() -> None:
+    with pytest.raises(PassInvalid):
+        PassSigner(KEY).verify(PassSigner(KEY + "!").sign(contents()))
+
+
+def test_a_pass_of_another_version_is_refused() -> None:
+    with pytest.raises(PassInvalid):
+        PassSigner(KEY).verify(PassSigner(KEY).sign(contents(version=2)))

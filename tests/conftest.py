@@ -1,0 +1,274 @@
+"""Real engines for every test: PostgreSQL and Valkey are started once, and each module gets a database of its own."""
+
+import asyncio
+import itertools
+import os
+import socket
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+import asyncpg
+import httpx2
+import pytest
+import uvicorn
+from alembic import command
+from alembic.config import Config
+from fastapi import FastAPI
+from pydantic import AnyHttpUrl, SecretStr
+from redis.asyncio import Redis
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+from starlette.types import ASGIApp
+
+from app.accounts import service as accounts
+from app.accounts.policy import Role, ScopeKind
+from app.core.clock import Clock
+from app.core.db import sqlalchemy_url, transaction
+from app.core.embedded import Engines, start_engines
+from app.core.redis import connect_redis
+from app.core.settings import ENVIRONMENT_PREFIX, Settings
+from app.main import create_api, with_gate_in_front
+from app.wechat.fake.process import FakeWeChatProcess
+from app.wechat.fake.server import DEMO_APP_ID, DEMO_APP_SECRET
+
+ROOT: Final = Path(__file__).parent.parent
+TEMPLATE: Final = "clocktower_template"
+SERVER_START_SECONDS: Final = 20.0
+
+_numbers = itertools.count(1)
+
+
+class SignIn(Protocol):
+    """Signs somebody in; gives the headers of their requests."""
+
+    def __call__(
+        self, name: str, *, roles: Sequence[Role] = (), station_id: object = None
+    ) -> Awaitable[dict[str, str]]: ...
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> Literal["asyncio"]:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment() -> None:  # pyright: ignore[reportUnusedFunction] - used by pytest
+    """Take the shell's own settings away: a test must not reach somebody's real database."""
+    for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Generator[Engines]:
+    with start_engines(tmp_path_factory.mktemp("engines"), progress=lambda _sentence: None) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def fake_wechat_url() -> Generator[str]:
+    with FakeWeChatProcess.start() as fake:
+        yield fake.base_url
+
+
+async def _execute(dsn: str, *statements: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def dsn_of(engines: Engines, database: str) -> str:
+    """Return the address of another database of the same server."""
+    address, _, query = engines.database_dsn.partition("?")
+    return f"{address.rpartition('/')[0]}/{database}?{query}"
+
+
+def migrate(dsn: str) -> None:
+    """Bring a database to the newest migration."""
+
+    def upgrade(connection: Connection) -> None:
+        config = Config(str(ROOT / "alembic.ini"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+    async def run() -> None:
+        engine = create_async_engine(sqlalchemy_url(dsn), poolclass=NullPool)
+        try:
+            async with engine.connect() as connection:
+                await connection.run_sync(upgrade)
+                await connection.commit()
+        finally:
+            await engine.dispose()
+
+    asyncio.run(run())
+
+
+@pytest.fixture(scope="session")
+def template(engines: Engines) -> str:
+    """Migrate once; every module's database is a copy, which takes some 50 ms."""
+    asyncio.run(_execute(engines.database_dsn, f"CREATE DATABASE {TEMPLATE}"))
+    migrate(dsn_of(engines, TEMPLATE))
+    return TEMPLATE
+
+
+@pytest.fixture(scope="module")
+def database_url(engines: Engines, template: str) -> Generator[str]:
+    name = f"test_{next(_numbers)}"
+    asyncio.run(_execute(engines.database_dsn, f"CREATE DATABASE {name} TEMPLATE {template}"))
+    try:
+        yield dsn_of(engines, name)
+    finally:
+        asyncio.run(_execute(engines.database_dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def redis_url(engines: Engines) -> str:
+    """Give an empty Valkey to every test."""
+
+    async def flush() -> None:
+        async with Redis.from_url(engines.redis_url) as redis:  # pyright: ignore[reportUnknownMemberType] - untyped **kwargs
+            await redis.flushall()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues] - sync and async in one type
+
+    asyncio.run(flush())
+    return engines.redis_url
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str, fake_wechat_url: str) -> Settings:
+    return Settings(
+        database_url=SecretStr(database_url),
+        redis_url=SecretStr(redis_url),
+        token_key=SecretStr("token-key-of-the-tests-0123456789abcdef"),
+        pass_key=SecretStr("pass-key-of-the-tests-0123456789abcdef0"),
+        sealing_key=SecretStr("sealing-key-of-the-tests-0123456789abcd"),
+        wechat_base_url=AnyHttpUrl(fake_wechat_url),
+        wechat_app_id=DEMO_APP_ID,
+        wechat_app_secret=SecretStr(DEMO_APP_SECRET),
+    )
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncGenerator[AsyncEngine]:
+    """Connect to the module's database, apart from the application's own pool."""
+    fresh = create_async_engine(sqlalchemy_url(database_url), poolclass=NullPool)
+    yield fresh
+    await fresh.dispose()
+
+
+@pytest.fixture
+async def redis(settings: Settings) -> AsyncGenerator[Redis]:
+    connected = connect_redis(settings)
+    yield connected
+    await connected.aclose()
+
+
+@pytest.fixture
+def api(settings: Settings) -> FastAPI:
+    """Make FastAPI without its lifespan; `app` runs that."""
+    return create_api(settings)
+
+
+@pytest.fixture
+async def app(api: FastAPI, settings: Settings) -> AsyncGenerator[ASGIApp]:
+    """Run the whole application, gate in front, in this process."""
+    async with api.router.lifespan_context(api):
+        yield with_gate_in_front(api, settings)
+
+
+@pytest.fixture
+async def client(app: ASGIApp) -> AsyncGenerator[httpx2.AsyncClient]:
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://clocktower.test") as connected:
+        yield connected
+
+
+@pytest.fixture
+def sign_in(engine: AsyncEngine, settings: Settings) -> SignIn:
+    """Sign `demo-<name>` in, with roles everywhere or at one station, and give the headers to send."""
+
+    async def signed_in(name: str, *, roles: Sequence[Role] = (), station_id: object = None) -> dict[str, str]:
+        now = Clock().now()
+        async with transaction(engine) as db:
+            tokens = await accounts.sign_in(db, openid=f"demo-{name}", unionid=None, now=now, settings=settings)
+            for role in roles:
+                await accounts.grant_role(
+                    db,
+                    account_id=tokens.account_id,
+                    role=role,
+                    scope_kind=ScopeKind.STATION if station_id else None,
+                    scope_id=station_id,  # pyright: ignore[reportArgumentType] - a UUID, kept loose for callers
+                    granted_by=None,
+                    now=now,
+                )
+        return {"Authorization": f"Bearer {tokens.access_token}"}
+
+    return signed_in
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        # Ctrl-C belongs to pytest.
+        yield
+
+
+@contextmanager
+def serving(make_app: Callable[[], ASGIApp]) -> Generator[str]:
+    """Serve an application on a free port of loopback, in a thread; yields its base address once it listens."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    config = uvicorn.Config(
+        make_app, factory=True, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5
+    )
+    server = _Server(config)
+    started = threading.Event()
+    failures: list[BaseException] = []
+
+    async def serve() -> None:
+        startup = server.startup
+
+        async def startup_and_tell(sockets: list[socket.socket] | None = None) -> None:
+            await startup(sockets=sockets)
+            started.set()
+
+        server.startup = startup_and_tell
+        await server.serve(sockets=[listener])
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:  # noqa: BLE001 - told to the waiting test below
+            failures.append(error)
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=run, name="served", daemon=True)
+    thread.start()
+    try:
+        assert started.wait(SERVER_START_SECONDS), "the server did not start in time"
+        assert not failures, failures
+        assert server.started, "the server ended while starting"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(SERVER_START_SECONDS)
+        listener.close()
+
+
+@pytest.fixture
+def base_url(settings: Settings) -> Generator[str]:
+    """Serve the whole application on a real socket."""
+    with serving(lambda: with_gate_in_front(create_api(settings), settings)) as address:
+        yield address
+
+
+@pytest.fixture
+async def served(base_url: str) -> AsyncGenerator[httpx2.AsyncClient]:
+    """Connect to the served application over its socket."""
+    async with httpx2.AsyncClient(base_url=base_url) as connected:
+        yield connected
