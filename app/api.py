@@ -11,14 +11,20 @@ from app.accounts import router as accounts
 from app.accounts.family import router as family
 from app.booking.claims import router as claims
 from app.booking.passes import router as passes
+from app.booking.releases import router as releases
 from app.core import health
 from app.core.openapi import ERRORS_URL, every_problem
 from app.core.web.errors_page import html_page, markdown_table
+from app.programme import router as programme
+from app.stations import router as stations
 
 ROUTERS: Final = (
     health.router,
     accounts.router,
     family.router,
+    stations.router,
+    programme.router,
+    releases.router,
     passes.router,
     claims.router,
 )

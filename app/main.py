@@ -1,7 +1,6 @@
 """Puts the service together: the gate in front, FastAPI behind it, and what both stand on. No rules here."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, cast
@@ -27,6 +26,7 @@ from app.core.openapi import API_VERSION, DESCRIPTION, DOCS_URL, OPENAPI_URL, SU
 from app.core.problems import Problem
 from app.core.redis import connect_redis
 from app.core.settings import Settings, load_settings
+from app.core.tasks import end_task
 from app.core.web.answers import language_for, problem_response
 from app.core.web.edge import Edge, allowed_methods
 from app.core.web.failures import problem_for
@@ -124,9 +124,7 @@ async def _calibrating(clock: Clock, redis_time: RedisTime) -> AsyncGenerator[No
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await end_task(task)
 
 
 async def _answer(request: Request, error: Exception) -> Response:

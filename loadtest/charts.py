@@ -86,7 +86,7 @@ def lines(label: str, series: Sequence[Series], *, x_label: str) -> str:
     if not points:
         return _svg(label, [])
     x_range = (min(x for x, _ in points), max(x for x, _ in points))
-    frame = _Frame(x_range, max(y for _, y in points))
+    frame = _Frame(x_range, max(y for _, y in points) * 1.06)
     parts = frame.draw(x_label)
     if x_range[0] < 0 < x_range[1]:
         x = frame.x(0)
@@ -102,24 +102,6 @@ def lines(label: str, series: Sequence[Series], *, x_label: str) -> str:
         name = f"<title>{escape(line.name)}</title>"
         parts.append(f'<path class="line" d="{"".join(path)}" stroke="{_colour(number)}">{name}</path>')
     return _svg(label, parts)
-
-
-def stacked(label: str, x_values: Sequence[float], series: Sequence[Series], *, x_label: str) -> str:
-    """Draw areas one on top of the other; every series has one point for each x value."""
-    if not x_values or not series:
-        return _svg(label, [])
-    sums = [sum(line.points[n][1] for line in series) for n in range(len(x_values))]
-    frame = _Frame((x_values[0], x_values[-1]), max(sums))
-    parts: list[str] = []
-    floor = [0.0] * len(x_values)
-    for number, line in enumerate(series):
-        roof = [low + point[1] for low, point in zip(floor, line.points, strict=True)]
-        there = [f"{frame.x(x)} {frame.y(y)}" for x, y in zip(x_values, roof, strict=True)]
-        back = [f"{frame.x(x)} {frame.y(y)}" for x, y in zip(x_values, floor, strict=True)]
-        outline = "L".join((*there, *reversed(back)))
-        parts.append(f'<path d="M{outline}Z" fill="{_colour(number)}"><title>{escape(line.name)}</title></path>')
-        floor = roof
-    return _svg(label, parts + frame.draw(x_label))
 
 
 def bars(label: str, named: Sequence[tuple[str, int]], *, x_label: str) -> str:

@@ -7,75 +7,16 @@ it. The checks are sound rather than complete: where concurrency leaves two read
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Final
 
-from loadtest import wire
-from loadtest.history import History, Kind, Operation, PoolFacts, ReleaseFacts, Seat
-from loadtest.stories import ClaimStory, live_seats, tell
+from loadtest.evidence import Evidence
+from loadtest.history import Kind, Operation, PoolFacts, Seat
+from loadtest.stories import ClaimStory
 
-# Beside the error of the clock reading: scheduling between an answer's arrival and its time stamp.
-_SLACK_SECONDS: Final = 0.05
 _SERVER_ERROR: Final = 500
 _UNAVAILABLE: Final = 503
 _NOT_FOUND: Final = 404
-
-
-@dataclass
-class Evidence:
-    """All that the verdict rests on. `held_before` counts places held before the crowd came."""
-
-    release: ReleaseFacts
-    history: History
-    audit: wire.Audit | None
-    held_before: int = 0
-    clock_error_seconds: float = 0.0
-
-    @cached_property
-    def stories(self) -> dict[str, ClaimStory]:
-        """The history by claim."""
-        return tell(self.history)
-
-    @cached_property
-    def pools(self) -> dict[str, PoolFacts]:
-        """The pools by id."""
-        return {pool.id: pool for pool in self.release.pools}
-
-    @cached_property
-    def live(self) -> list[tuple[ClaimStory, Seat]]:
-        """The places held after the rush, as far as the phones know."""
-        return live_seats(self.stories.values())
-
-    @cached_property
-    def waited(self) -> dict[str, list[Operation]]:
-        """Answers that said `waitlisted`, by claim, in the order they ended."""
-        said: dict[str, list[Operation]] = {}
-        for claim_id, story in self.stories.items():
-            answers = [o for o in story.told if o.outcome == "waitlisted"]
-            if answers:
-                said[claim_id] = answers
-        return said
-
-    @cached_property
-    def taken_at_s(self) -> dict[str, list[float]]:
-        """When places of each pool were taken, sorted; places passed on to a waiter are not among them."""
-        moments: dict[str, list[float]] = defaultdict(list)
-        for claim_id, story in self.stories.items():
-            if story.yes is None or claim_id in self.waited:
-                continue
-            # Without a time of the server's, the time the phone heard it is the latest it can have been.
-            decided_at_s = story.yes.decided_at_s
-            at_s = story.yes.ended_s if decided_at_s is None else decided_at_s
-            for seat in story.seats:
-                moments[seat.pool].append(at_s)
-        return {pool: sorted(times) for pool, times in moments.items()}
-
-    @cached_property
-    def tolerance_seconds(self) -> float:
-        """How far apart the server's times and the crowd's may be."""
-        return self.clock_error_seconds + _SLACK_SECONDS
 
 
 def double_holders(evidence: Evidence) -> list[str]:
@@ -192,7 +133,8 @@ def no_yes_after_a_final_no(evidence: Evidence) -> list[str]:
         nos = [operation.ended_s for operation in story.told if operation.is_final_no]
         if not nos:
             continue
-        if any(operation.is_yes and operation.started_s > min(nos) for operation in story.told):
+        # Its first yes: where that was on its way together with the no, `same_claim_same_answer` decides.
+        if story.yes is not None and story.yes.started_s > min(nos):
             broken.append(f"claim {claim_id}: a yes after a final no")
         elif story.yes is None and evidence.history.listed.get(story.parent, {}).get(claim_id) == "confirmed":
             broken.append(f"claim {claim_id}: a final no, and yet booked")
@@ -356,6 +298,9 @@ def together_is_all_or_nothing(evidence: Evidence) -> list[str]:
         if not story.wish.together or len(story.wish.people) == 1:
             continue
         for operation in story.told:
+            # A refusal may show a booking of another claim (already_booked).
+            if operation.status >= 400:  # noqa: PLR2004 - RFC 9110: errors begin here
+                continue
             people = {seat.person for seat in operation.seats if seat.status == "confirmed"}
             pools = {seat.pool for seat in operation.seats if seat.status == "confirmed"}
             if people and (people != set(story.wish.people) or len(pools) != 1):

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final, TypedDict
 
+from loadtest.evidence import Evidence
 from loadtest.history import Kind, Operation
-from loadtest.invariants import Evidence
 
 _NOT_YET: Final = frozenset({"not_open_yet", "pending"})
 _BUSY: Final = frozenset({0, 429, 503})

@@ -138,25 +138,34 @@ def _fall(verdict: Verdict) -> str:
     )
 
 
-def _levels(verdict: Verdict) -> str:
-    """Draw the places left over the whole rush, as the availability endpoint showed them."""
-    seconds = [level["seconds"] for level in verdict.timeline]
-    series = [
-        Series(pool["title"], tuple((level["seconds"], level["left"][number]) for level in verdict.timeline))
-        for number, pool in enumerate(verdict.pools)
-    ]
-    chart = charts.stacked("places left over time", seconds, series, x_label="开抢后秒 · seconds after the opening")
+def _afterwards(verdict: Verdict) -> str:
+    """Draw what came back after the last place had gone, as the availability endpoint showed it."""
+    after_s = verdict.seconds_to_last_place or 0.0
+    levels = [level for level in verdict.timeline if level["seconds"] >= after_s]
+    series = (
+        Series(
+            "余量合计 · places left", tuple((level["seconds"], sum(level["left"])) for level in levels), is_stepped=True
+        ),
+        Series(
+            "候补人数 · people waiting",
+            tuple((level["seconds"], sum(level["waiting"])) for level in levels),
+            is_stepped=True,
+        ),
+    )
+    chart = charts.lines("places left and people waiting", series, x_label="开抢后秒 · seconds after the opening")
     return (
-        "<section><h2>余量全程 · Places left over the whole rush</h2>"
-        f'{chart}<p class="soft">每 250 毫秒查询一次余量；退还的名额又被人补上。'
-        " Read four times a second; places given back are taken again.</p></section>"
+        "<section><h2>退还与补位 · What came back, and who waited</h2>"
+        f"{chart}{charts.legend([line.name for line in series])}"
+        '<p class="soft">每 250 毫秒查询一次；有人退还时先递补候补，其余重新放出。'
+        " Read four times a second; a place given back passes to the first waiter, or is offered again.</p></section>"
     )
 
 
 def _latencies(verdict: Verdict) -> str:
+    last = max((n for n, bucket in enumerate(verdict.latency_histogram) if bucket["count"]), default=0)
     named = [
-        (f"≤{bucket['up_to_ms']}" if bucket["up_to_ms"] is not None else "more", int(bucket["count"] or 0))
-        for bucket in verdict.latency_histogram
+        (f"{bucket['up_to_ms']:g}" if bucket["up_to_ms"] is not None else "∞", int(bucket["count"] or 0))
+        for bucket in verdict.latency_histogram[: last + 1]
     ]
     rows = "".join(
         _latency_row(kind, summary)
@@ -169,7 +178,7 @@ def _latencies(verdict: Verdict) -> str:
     )
     return (
         "<section><h2>答复耗时 · How long answers took</h2>"
-        f"{charts.bars('latency histogram', named, x_label='毫秒 · milliseconds')}"
+        f"{charts.bars('latency histogram', named, x_label='不超过（毫秒） · milliseconds, at most')}"
         "<table><tr><th>请求 · request</th>"
         + "".join(f'<th class="number">{name}</th>' for name in ("count", "p50 ms", "p95 ms", "p99 ms", "max ms"))
         + f"</tr>{rows}</table></section>"
@@ -212,7 +221,7 @@ def html_page(verdict: Verdict) -> str:
             _header(verdict),
             _invariants(verdict),
             _fall(verdict),
-            _levels(verdict),
+            _afterwards(verdict),
             _latencies(verdict),
             _refusals(verdict),
             f"<section><ul>{notes}</ul></section>" if notes else "",

@@ -10,7 +10,8 @@ from typing import Final
 
 from loadtest import measures, wire
 from loadtest.crowd import CrowdResult
-from loadtest.invariants import CHECKS, Evidence, double_holders, leaked_places, lost_promises
+from loadtest.evidence import Evidence
+from loadtest.invariants import CHECKS, double_holders, leaked_places, lost_promises
 
 _EXAMPLES_MAX: Final = 20
 CHECKED_AGAINST_AUDIT: Final = "answers, the claims read again, PostgreSQL and the gate (audit)"

@@ -13,6 +13,7 @@ from typing import Final, Literal, Protocol
 import asyncpg
 import httpx2
 import pytest
+import structlog
 import uvicorn
 from alembic import command
 from alembic.config import Config
@@ -60,6 +61,17 @@ def _own_environment() -> None:  # pyright: ignore[reportUnusedFunction] - used 
     """Take the shell's own settings away: a test must not reach somebody's real database."""
     for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
         del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _events_in_logging() -> None:  # pyright: ignore[reportUnusedFunction] - used by pytest
+    """Send events through logging, where `caplog` finds them; the service's own set-up would take its handlers away."""
+    structlog.configure(
+        processors=[structlog.stdlib.add_log_level, structlog.processors.KeyValueRenderer(key_order=["event"])],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -139,18 +151,23 @@ def redis_url(engines: Engines) -> str:
     return engines.redis_url
 
 
-@pytest.fixture
-def settings(database_url: str, redis_url: str, fake_wechat_url: str) -> Settings:
+def make_settings(database_url: str, redis_url: str, wechat_url: str) -> Settings:
+    """Return settings for these engines; everything else as it is by default."""
     return Settings(
         database_url=SecretStr(database_url),
         redis_url=SecretStr(redis_url),
         token_key=SecretStr("token-key-of-the-tests-0123456789abcdef"),
         pass_key=SecretStr("pass-key-of-the-tests-0123456789abcdef0"),
         sealing_key=SecretStr("sealing-key-of-the-tests-0123456789abcd"),
-        wechat_base_url=AnyHttpUrl(fake_wechat_url),
+        wechat_base_url=AnyHttpUrl(wechat_url),
         wechat_app_id=DEMO_APP_ID,
         wechat_app_secret=SecretStr(DEMO_APP_SECRET),
     )
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str, fake_wechat_url: str) -> Settings:
+    return make_settings(database_url, redis_url, fake_wechat_url)
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ class RefreshToken(Base):
         Index("uq_refresh_token_hash", "token_hash", unique=True),
         Index("ix_refresh_token_family", "family_id"),
         Index("ix_refresh_token_account", "account_id"),
+        Index("ix_refresh_token_expires_at", "expires_at"),
     )
 
 

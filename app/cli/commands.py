@@ -138,7 +138,11 @@ def seed(
     """Make the demonstration town: 29 stations, 90 points, half a year of activities."""
     from app.cli.town import make_town
 
-    make_town(data_dir, seed=number)
+    added = make_town(data_dir, seed=number)
+    say(
+        f"The town stands; added {added.units} units, {added.stations} stations, {added.points} points, "
+        f"{added.activities} activities with {added.sessions} sessions."
+    )
 
 
 @app.command()

@@ -17,7 +17,7 @@ from rich.text import Text
 from app.cli.own_server import OwnServer
 from app.cli.refusal import EXIT_WRONG, Refusal, out, say
 from app.cli.rehearse import OPERATOR_CODE, Reports, rehearse_once
-from app.cli.town import prepare_town
+from app.cli.town import make_town
 from loadtest.rehearsal import RehearsalOptions
 
 _REQUEST_SECONDS: Final = 30.0
@@ -56,7 +56,7 @@ def demo(options: DemoOptions) -> int:
         options.data_dir, port=_port_to_take(options.port), workers=options.workers, log_path=log_path
     ) as server:
         say(f"It answers at {server.address}. Making the demonstration town")
-        prepare_town(options.data_dir, operator_openid=OPERATOR_CODE)
+        make_town(options.data_dir, operator_openid=OPERATOR_CODE)
         verdict = rehearse_once(
             RehearsalOptions(
                 base_url=server.address,

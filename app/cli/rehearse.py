@@ -11,7 +11,7 @@ import uvloop
 from app.cli import surroundings
 from app.cli.own_server import OwnServer
 from app.cli.refusal import EXIT_WRONG, Refusal, out, say
-from app.cli.town import prepare_town
+from app.cli.town import make_town
 from loadtest.display import Display
 from loadtest.prepare import CannotRunError
 from loadtest.rehearsal import RehearsalOptions, rehearse
@@ -77,7 +77,7 @@ def rehearse_embedded(options: RehearsalOptions, reports: Reports, *, workers: i
     try:
         say("Starting a server for the rehearsal")
         with OwnServer.start(data_dir, port=0, workers=workers, log_path=log_path) as server:
-            prepare_town(server.data_dir, operator_openid=OPERATOR_CODE)
+            make_town(server.data_dir, operator_openid=OPERATOR_CODE)
             status = rehearse_at(
                 RehearsalOptions(
                     base_url=server.address,
@@ -101,5 +101,5 @@ def rehearse_embedded(options: RehearsalOptions, reports: Reports, *, workers: i
 def operator_of_running(data_dir: Path) -> tuple[str, str]:
     """Return the address of the server on a data directory and the code of an operator, who is granted the role."""
     server = surroundings.running_server(data_dir)
-    prepare_town(data_dir, operator_openid=OPERATOR_CODE)
+    make_town(data_dir, operator_openid=OPERATOR_CODE)
     return server.address, OPERATOR_CODE

@@ -18,6 +18,7 @@ import psutil
 
 from app.cli.refusal import Refusal
 from app.core.embedded import DataDirectoryUnusable
+from app.core.logs import configure_logs
 from app.core.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, load_settings
 
 DATABASE_URL: Final = ENVIRONMENT_PREFIX + "DATABASE_URL"
@@ -133,7 +134,10 @@ def enter(data_dir: Path) -> Settings:
     """
     if is_embedded():
         os.environ.update(running_server(data_dir).environment)
-    return checked_settings()
+    settings = checked_settings()
+    # A command says in sentences what it does; of the service's own events only troubles are shown beside them.
+    configure_logs(settings.model_copy(update={"log_level": "warning", "log_format": "console"}))
+    return settings
 
 
 def _read_strings(path: Path) -> dict[str, str]:

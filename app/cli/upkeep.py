@@ -103,6 +103,9 @@ def reconcile(data_dir: Path, release_id: UUID | None) -> None:
             return [await _rebuild_one(at, chosen_id) for chosen_id in chosen]
 
     done = with_engine(settings, work)
+    if not done:
+        say("No published release is in use.")
+        return
     table = Table(title="gate rebuilt from PostgreSQL", title_justify="left", header_style="bold")
     for heading in ("release", "", "epoch", "free", "held", "waiting", "pending"):
         table.add_column(heading, justify="left" if heading in {"release", ""} else "right")

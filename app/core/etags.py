@@ -2,7 +2,7 @@
 
 from hashlib import blake2b
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,6 +13,10 @@ _DIGEST_BYTES: Final = 12
 REVALIDATE: Final = "no-cache"
 # May be kept by the phone of the account only.
 PRIVATE_REVALIDATE: Final = "private, no-cache"
+# What a route declares in `responses=`, so that it stands in the OpenAPI document.
+NOT_MODIFIED_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
+    304: {"description": "Unchanged since the answer whose ETag was sent in `If-None-Match`."}
+}
 
 
 def etag_of(body: bytes) -> str:

@@ -8,7 +8,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, cast
 
 import structlog
 
@@ -26,6 +26,7 @@ def configure_logs(settings: Settings) -> None:
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_exception_text,
     ]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
@@ -45,7 +46,7 @@ def configure_logs(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, _without_exception_text],
+            foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
@@ -81,8 +82,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _without_exception_text(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Write a library's logged exception the way we write our own."""
-    exception = event.pop("exc_info", None)
-    if isinstance(exception, tuple) and len(exception) > 1 and isinstance(exception[1], BaseException):  # pyright: ignore[reportUnknownArgumentType] - as logging gives it
-        event.update(trace_of(exception[1]))
+    """Write an exception that comes with an event by its kinds and places, as our own failures are written."""
+    given: object = event.pop("exc_info", None)
+    if isinstance(given, tuple):
+        _, error, _ = cast("tuple[object, object, object]", given)
+    else:
+        error = sys.exc_info()[1] if given is True else given
+    if isinstance(error, BaseException):
+        event.update(trace_of(error))
     return event

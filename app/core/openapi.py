@@ -6,6 +6,7 @@ from typing import Any, Final, cast
 
 from fastapi import FastAPI
 
+from app.core.openapi_examples import add_body_example
 from app.core.problems import (
     PROBLEM_MEDIA_TYPE,
     TYPE_PREFIX,
@@ -47,14 +48,11 @@ TAGS: Final[tuple[Mapping[str, str], ...]] = (
     {"name": "auth", "description": "Signing in with a code from `wx.login`, and keeping signed in."},
     {"name": "roles", "description": "Who may do more than a resident, and where."},
     {"name": "family", "description": "The people whom an account may book for, consents, a second guardian."},
-    {"name": "roles", "description": "Who is staff, clerk, operator, and where. For operators."},
     {"name": "stations", "description": "Units, service stations and service points."},
     {"name": "programme", "description": "Activities and their sessions."},
     {"name": "releases", "description": "What opens when, with its sessions and places; making and publishing it."},
-    {
-        "name": "booking",
-        "description": "Asking before the opening who may take part in what; the grab; giving places back.",
-    },
+    {"name": "passes", "description": "Asking before the opening who may take part in what."},
+    {"name": "claims", "description": "The grab, what became of it, and giving places back."},
 )
 
 SECURITY_SCHEMES: Final[Mapping[str, Document]] = {
@@ -152,6 +150,7 @@ def complete(openapi: Document) -> Document:
     components["securitySchemes"] = {**components.get("securitySchemes", {}), **copy.deepcopy(SECURITY_SCHEMES)}
     for operation in _operations(openapi):
         _complete_operation(operation)
+        add_body_example(operation, schemas)
     return openapi
 
 
@@ -173,6 +172,7 @@ def describe(api: FastAPI, *extras: Mapping[str, Any]) -> None:
 
 
 def _complete_operation(operation: Document) -> None:
+    operation["tags"] = list(dict.fromkeys(operation.get("tags", [])))
     responses: Document = operation.setdefault("responses", {})
     fastapis_own = responses.get("422", {}).get("content", {}).get("application/json")
     takes_input = fastapis_own is not None or "requestBody" in operation

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
 
     # --- engines -----------------------------------------------------------------------------------------
     database_url: SecretStr = Field(
-        description="PostgreSQL 14 or newer: postgresql://user:password@host:port/name.",
+        description="PostgreSQL 15 or newer: postgresql://user:password@host:port/name.",
     )
     redis_url: SecretStr = Field(
         description="Redis 7 or Valkey 8, or newer: redis://…, rediss://… or unix:///path.",

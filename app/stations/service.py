@@ -1,6 +1,7 @@
 """Rules of units and stations: the door of this feature."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy.exc import IntegrityError
@@ -14,6 +15,8 @@ from app.stations.errors import parent_is_a_point, refusal_of, unknown_parent
 from app.stations.models import Station, Unit
 
 __all__ = [
+    "Added",
+    "add_missing",
     "change_station",
     "create_station",
     "create_unit",
@@ -25,16 +28,46 @@ __all__ = [
 ]
 
 
-async def list_units(db: AsyncSession, *, after_name: str | None, limit: int) -> Sequence[Unit]:
-    """Return up to `limit` units by name."""
-    return await queries.list_units(db, after_name=after_name, limit=limit)
+class Added(NamedTuple):
+    """How many rows were new."""
+
+    units: int
+    stations: int
+    points: int
+
+
+async def add_missing(
+    db: AsyncSession,
+    *,
+    units: Sequence[Mapping[str, object]],
+    stations: Sequence[Mapping[str, object]],
+    points: Sequence[Mapping[str, object]],
+) -> Added:
+    """Add units, service stations and service points whose ids the caller has chosen; those that are there stay.
+
+    Nobody's request leads here: seeding and imports do. Raises `StationNameTaken` or `UnitNameTaken` where something
+    else has one of the names.
+    """
+    try:
+        return Added(
+            await queries.add_missing_units(db, rows=units),
+            await queries.add_missing_stations(db, rows=stations),
+            await queries.add_missing_stations(db, rows=points),
+        )
+    except IntegrityError as error:
+        raise refusal_of(error) from None
+
+
+async def list_units(db: AsyncSession, *, after_id: UUID | None, limit: int) -> Sequence[Unit]:
+    """Return up to `limit` units by name, those after the unit `after_id`."""
+    return await queries.list_units(db, after_id=after_id, limit=limit)
 
 
 async def list_stations(
-    db: AsyncSession, *, kind: str | None, unit_id: UUID | None, after_name: str | None, limit: int
+    db: AsyncSession, *, kind: str | None, unit_id: UUID | None, after_id: UUID | None, limit: int
 ) -> Sequence[Station]:
-    """Return up to `limit` stations that are not closed, by name."""
-    return await queries.list_stations(db, kind=kind, unit_id=unit_id, after_name=after_name, limit=limit)
+    """Return up to `limit` stations that are not closed, by name, those after the station `after_id`."""
+    return await queries.list_stations(db, kind=kind, unit_id=unit_id, after_id=after_id, limit=limit)
 
 
 async def station(db: AsyncSession, station_id: UUID) -> Station:

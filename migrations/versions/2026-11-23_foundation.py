@@ -200,6 +200,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_refresh_token")),
     )
     op.create_index("ix_refresh_token_account", "refresh_token", ["account_id"], unique=False)
+    op.create_index("ix_refresh_token_expires_at", "refresh_token", ["expires_at"], unique=False)
     op.create_index("ix_refresh_token_family", "refresh_token", ["family_id"], unique=False)
     op.create_index("uq_refresh_token_hash", "refresh_token", ["token_hash"], unique=True)
     op.create_table(
@@ -430,6 +431,7 @@ def downgrade() -> None:
     op.drop_table("role_grant")
     op.drop_index("uq_refresh_token_hash", table_name="refresh_token")
     op.drop_index("ix_refresh_token_family", table_name="refresh_token")
+    op.drop_index("ix_refresh_token_expires_at", table_name="refresh_token")
     op.drop_index("ix_refresh_token_account", table_name="refresh_token")
     op.drop_table("refresh_token")
     op.drop_index("uq_guardianship_one_self", table_name="guardianship", postgresql_where=sa.text("relation = 'self'"))

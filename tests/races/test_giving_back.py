@@ -113,10 +113,7 @@ async def test_a_storm_of_giving_back_keeps_the_order_and_loses_nothing(
     phones = [Phone.with_pass(signer, made) for _ in range(60)]
     ids = [new_id() for _ in phones]
     answers = await asyncio.gather(
-        *(
-            workers[n % 2].ask(phone.claim(n % 2, claim_id=ids[n], waitlist=True))
-            for n, phone in enumerate(phones)
-        )
+        *(workers[n % 2].ask(phone.claim(n % 2, claim_id=ids[n], waitlist=True)) for n, phone in enumerate(phones))
     )
     assert words(answers) == {"confirmed": 12, "waitlisted": 48}
     turns = asyncio.Semaphore(8)

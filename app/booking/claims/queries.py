@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, sel
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from app.booking.models import Booking, Claim
+from app.booking.models import Booking, Claim, Pool
 
 LIVE = ("confirmed", "waitlisted")
 
@@ -131,11 +131,19 @@ async def lock_claim(db: AsyncSession, *, claim_id: UUID, account_id: UUID) -> L
         ),
         {"claim_id": claim_id},
     )
+    # Pools before claims, and pools in one order: a hand-over holds its pool and then takes the waiter's claim, so a
+    # waiter who withdraws at that moment must not hold the claim already.
+    pools = (
+        select(Booking.pool_id)
+        .join(Claim, Claim.id == Booking.claim_id)
+        .where(Claim.id == claim_id, Claim.account_id == account_id, Booking.status.in_(LIVE))
+    )
+    await db.execute(select(Pool.id).where(Pool.id.in_(pools)).order_by(Pool.id).with_for_update(key_share=True))
     row = (
         await db.execute(
             select(Claim.id, Claim.release_id)
             .where(Claim.id == claim_id, Claim.account_id == account_id)
-            .with_for_update()
+            .with_for_update(key_share=True)
         )
     ).one_or_none()
     return None if row is None else LockedClaim(row.id, row.release_id)

@@ -7,6 +7,7 @@ retry goes first.
 
 import asyncio
 import struct
+import time
 from collections import deque
 from typing import Final, NamedTuple
 
@@ -73,6 +74,12 @@ class ScriptAnswer(NamedTuple):
     now_ms: int
 
 
+class _Waiting(NamedTuple):
+    order: Order
+    future: asyncio.Future[ScriptAnswer]
+    since_seconds: float
+
+
 class Admission:
     """The queue before the script, for one release in one epoch.
 
@@ -84,8 +91,8 @@ class Admission:
         self.release = release
         self._links = links
         self._settings = settings
-        self._queue: deque[tuple[Order, asyncio.Future[ScriptAnswer]]] = deque()
-        self._retries: deque[tuple[Order, asyncio.Future[ScriptAnswer]]] = deque()
+        self._queue: deque[_Waiting] = deque()
+        self._retries: deque[_Waiting] = deque()
         self._confirmed: deque[bytes] = deque()
         self._known: dict[bytes, None] = {}
         self._pump: asyncio.Task[None] | None = None
@@ -102,13 +109,9 @@ class Admission:
         if waiting >= self._settings.admission_queue_limit and not is_retry:
             raise Busy(retry_after_ms=jittered_ms(_BUSY_RETRY_MS))
         future: asyncio.Future[ScriptAnswer] = asyncio.get_running_loop().create_future()
-        (self._retries if is_retry else self._queue).append((order, future))
+        (self._retries if is_retry else self._queue).append(_Waiting(order, future, time.monotonic()))
         self._start_pump()
-        try:
-            async with asyncio.timeout(self._settings.admission_wait_ms / 1000):
-                return await future
-        except TimeoutError:
-            raise Busy(retry_after_ms=jittered_ms(_BUSY_RETRY_MS)) from None
+        return await future
 
     def confirm(self, claim_id: bytes) -> None:
         """Tell the gate, with the next call, that this claim is in PostgreSQL. Nobody waits for it."""
@@ -126,14 +129,24 @@ class Admission:
         if self._pump is None:
             self._pump = asyncio.get_running_loop().create_task(self._run())
 
-    def _next_batch(self) -> list[tuple[Order, asyncio.Future[ScriptAnswer]]]:
-        batch: list[tuple[Order, asyncio.Future[ScriptAnswer]]] = []
+    def _next_batch(self) -> list[_Waiting]:
+        """Take the next claims out of the queues, and send away those that have waited too long.
+
+        Only here, so that nobody hears "busy" whose claim is in the script already. The queues are in order of arrival,
+        so one call, which has a time-out of its own, is all that anybody can wait beyond the limit.
+        """
+        too_old_seconds = time.monotonic() - self._settings.admission_wait_ms / 1000
+        batch: list[_Waiting] = []
         for queue in (self._retries, self._queue):
-            while queue and len(batch) < self._settings.batch_limit:
-                order, future = queue.popleft()
+            while queue and (len(batch) < self._settings.batch_limit or queue[0].since_seconds < too_old_seconds):
+                waiting = queue.popleft()
                 # Whoever stopped waiting is not admitted behind their back.
-                if not future.done():
-                    batch.append((order, future))
+                if waiting.future.done():
+                    continue
+                if waiting.since_seconds < too_old_seconds:
+                    waiting.future.set_exception(Busy(retry_after_ms=jittered_ms(_BUSY_RETRY_MS)))
+                else:
+                    batch.append(waiting)
         return batch
 
     async def _run(self) -> None:
@@ -144,7 +157,7 @@ class Admission:
                 if not batch and not confirmed:
                     continue
                 try:
-                    answers = await self._call([order for order, _ in batch], confirmed)
+                    answers = await self._call([waiting.order for waiting in batch], confirmed)
                 except Exception as error:  # noqa: BLE001 - whatever it is, each of those who wait must hear of it
                     self._fail(batch, error)
                 else:
@@ -152,8 +165,8 @@ class Admission:
         finally:
             self._pump = None
 
-    def _deliver(self, batch: list[tuple[Order, asyncio.Future[ScriptAnswer]]], answers: list[ScriptAnswer]) -> None:
-        for (order, future), answer in zip(batch, answers, strict=True):
+    def _deliver(self, batch: list[_Waiting], answers: list[ScriptAnswer]) -> None:
+        for (order, future, _), answer in zip(batch, answers, strict=True):
             if answer.code in "TWKP":
                 self._known[order.claim_id] = None
             if not future.done():
@@ -161,7 +174,7 @@ class Admission:
         while len(self._known) > _KNOWN_LIMIT:
             del self._known[next(iter(self._known))]
 
-    def _fail(self, batch: list[tuple[Order, asyncio.Future[ScriptAnswer]]], error: Exception) -> None:
+    def _fail(self, batch: list[_Waiting], error: Exception) -> None:
         # One line for the whole batch: nothing on the way to a "no" may log by itself.
         log.warning(
             "gate_script_failed", release=str(self.release.release_id), claims=len(batch), error=str(error)[:200]
@@ -173,7 +186,7 @@ class Admission:
             self._retries.clear()
             self._queue.clear()
             self._confirmed.clear()
-        for order, future in everyone:
+        for order, future, _ in everyone:
             # It may have been counted, so its retry goes first.
             self._known[order.claim_id] = None
             if not future.done():

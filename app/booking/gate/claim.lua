@@ -79,12 +79,11 @@ local function load_pools(wanted)
     if #wanted == 0 then return end
     local packed = redis.call('HMGET', KEYS[2], unpack(wanted))
     for i, ordinal in ipairs(wanted) do
-        if packed[i] then
-            local p = {}
-            p.free, p.capacity, p.waiting, p.waitlist_limit, p.pending, p.hint, p.open =
-                unpack_struct(POOL, packed[i])
-            pools[ordinal] = p
-        end
+        -- Part of the state is gone (evicted, say). "Sold out" would be a lie.
+        if not packed[i] then error('CONTRADICTION no counts of pool ' .. ordinal) end
+        local p = {}
+        p.free, p.capacity, p.waiting, p.waitlist_limit, p.pending, p.hint, p.open = unpack_struct(POOL, packed[i])
+        pools[ordinal] = p
     end
 end
 load_pools(ordinals)

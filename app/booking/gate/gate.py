@@ -137,16 +137,17 @@ class Gate:
             room = await self._room(release_id)
             try:
                 answer = await room.admission.admit(order)
+                refusal = None if answer.code in "TWPK" else self._refusal(room.release, answer)
             except errors.NotInForce:
                 self._leave(room)
                 continue
             except errors.Contradiction:
-                self._condemn(room)
+                self._condemn(room, because="contradiction")
                 continue
             except (RedisError, OSError):
                 raise errors.GateUnreachable(retry_after_ms=jittered_ms(_REBUILD_RETRY_MS)) from None
-            if answer.code not in "TWPK":
-                raise self._refusal(room.release, answer)
+            if refusal is not None:
+                raise refusal
             record = ClaimRecord.unpack(UUID(bytes=order.claim_id), answer.detail)
             if answer.code == "K":
                 return Decided(room.release, record, repeated=True)
@@ -179,6 +180,9 @@ class Gate:
             case Verdict.VOID:
                 await self._after(room, record, verdict)
                 raise errors.ClaimVoid
+            case Verdict.ELSEWHERE:
+                await self._after(room, record, verdict)
+                raise IdempotencyMismatch
             case Verdict.STALE | Verdict.CONTRADICTION:
                 await self._after(room, record, verdict)
                 return None
@@ -192,18 +196,17 @@ class Gate:
         match verdict:
             case Verdict.COMMITTED:
                 room.admission.confirm(record.claim_id.bytes)
-            case Verdict.CLASH | Verdict.VOID:
-                # Its tombstone is committed, so nobody can book under this id any more.
+            case Verdict.CLASH | Verdict.VOID | Verdict.ELSEWHERE:
+                # Its tombstone, or its row in another release, is committed: nobody can book under this id any more.
                 try:
                     await room.settlement.release_claims([record.claim_id.bytes])
                 except (errors.GateError, RedisError, OSError) as error:
                     log.warning("gate_release_left_to_sweep", error=type(error).__name__)
                 else:
                     self._spawn(self.sweep(room.release.release_id))
-            case Verdict.STALE:
-                self._leave(room)
-            case Verdict.CONTRADICTION:
-                self._condemn(room)
+            case Verdict.STALE | Verdict.CONTRADICTION:
+                # Stale too: whoever raised the epoch may have died before putting the new state in force.
+                self._condemn(room, because=verdict.name.lower())
             case Verdict.UNKNOWN:
                 # The sweep settles it.
                 pass
@@ -308,10 +311,8 @@ class Gate:
         room = await self._room(release_id)
         try:
             await sweep_release(room.release, self._links, self._database, room.settlement, self.settings)
-        except errors.Contradiction:
-            self._condemn(room)
-        except errors.NotInForce:
-            self._leave(room)
+        except errors.GateError as error:
+            self._condemn(room, because=error.reason)
 
     async def _room(self, release_id: UUID) -> _Room:
         room = self._rooms.get(release_id)
@@ -361,11 +362,11 @@ class Gate:
         if self._rooms.get(room.release.release_id) is room:
             del self._rooms[room.release.release_id]
 
-    def _condemn(self, room: _Room) -> None:
-        """Never use this epoch again: Redis and PostgreSQL contradict each other in it."""
+    def _condemn(self, room: _Room, *, because: str) -> None:
+        """Never use this epoch again: it is over in PostgreSQL, or Redis and PostgreSQL contradict each other in it."""
         release = room.release
         if self._rooms.get(release.release_id) is room:
-            log.error("gate_contradiction", release=str(release.release_id), epoch=release.epoch)
+            log.error("gate_condemned", release=str(release.release_id), epoch=release.epoch, because=because)
             self._condemned[release.release_id] = release.epoch
             self._leave(room)
 
@@ -375,8 +376,14 @@ class Gate:
     def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
         return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Problem):
+            # Whatever it was to do is found again by the sweep.
+            log.warning("gate_task_failed", error=type(error).__name__)
 
     def _refusal(self, release: Release, answer: ScriptAnswer) -> Problem:
         """Return the problem for a letter of the script."""
@@ -415,8 +422,11 @@ class Gate:
 
 def _already_booked(release: Release, detail: bytes) -> errors.AlreadyBooked:
     holder, person = UUID(bytes=detail[:16]), detail[16:32]
-    record = ClaimRecord.unpack(holder, detail[38:])
-    ordinal = int.from_bytes(detail[32:34], "little")
+    ordinal, packed = int.from_bytes(detail[32:34], "little"), detail[38:]
+    if not packed:
+        # A person holds a place under a claim that is not there.
+        raise errors.Contradiction(str(holder))
+    record = ClaimRecord.unpack(holder, packed)
     for entry in record.entries:
         if entry.person == person and entry.ordinal == ordinal:
             booking = msgspec.to_builtins(booking_view(release, record, entry))

@@ -15,7 +15,7 @@ def meta_key(release_id: UUID) -> str:
 class EpochKeys:
     """The keys of one epoch of one release. A straggler of an old epoch touches only old keys."""
 
-    __slots__ = ("accounts", "claims", "meta", "parked", "pending", "people", "pools", "prefix")
+    __slots__ = ("accounts", "ahead", "claims", "meta", "parked", "pending", "people", "pools", "prefix")
 
     def __init__(self, release_id: UUID, epoch: int) -> None:
         self.meta = meta_key(release_id)
@@ -26,6 +26,7 @@ class EpochKeys:
         self.accounts = self.prefix + "accounts"
         self.pending = self.prefix + "pending"
         self.parked = self.prefix + "parked"
+        self.ahead = self.prefix + "ahead"
 
     def free_map(self, ordinal: int) -> str:
         """Return the key of a pool's free map: bit n is set while place n is free."""
@@ -40,5 +41,6 @@ class EpochKeys:
             self.accounts,
             self.pending,
             self.parked,
+            self.ahead,
             *(self.free_map(ordinal) for ordinal in range(pools)),
         ]

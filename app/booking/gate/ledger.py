@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 import asyncpg
+import structlog
 
 from app.booking.gate.records import ClaimRecord, Status
 from app.booking.gate.state import Release
@@ -24,6 +25,8 @@ SELECT claim_id, outcome FROM commit_claims_v1($1, $2, $3, $4, $5, $6, $7, $8, $
 _VOID: Final = "SELECT claim_id, outcome FROM void_claims_v1($1, $2, $3)"
 _BACKOFF_SECONDS: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
+log = structlog.get_logger(__name__)
+
 
 class Verdict(Enum):
     """What became of a claim in PostgreSQL."""
@@ -31,6 +34,7 @@ class Verdict(Enum):
     COMMITTED = auto()  # in, now or before
     CLASH = auto()  # one of its people would be in two places at once; the id is void
     VOID = auto()  # the id was declared void
+    ELSEWHERE = auto()  # the id was used for a claim of another release; here nobody can ever be booked under it
     STALE = auto()  # the epoch is over: a rebuild has been
     CONTRADICTION = auto()  # the gate gave away what PostgreSQL says is taken
     UNKNOWN = auto()  # PostgreSQL could not be asked in time; the sweep will settle it
@@ -40,6 +44,7 @@ _VERDICTS: Final = {
     "in": Verdict.COMMITTED,
     "known": Verdict.COMMITTED,
     "void": Verdict.VOID,
+    "elsewhere": Verdict.ELSEWHERE,
     "clash": Verdict.CLASH,
     "stale": Verdict.STALE,
     "person_booked": Verdict.CONTRADICTION,
@@ -112,7 +117,13 @@ class Ledger:
             while self._queue:
                 limit = self._settings.commit_batch_limit
                 batch, self._queue = self._queue[:limit], self._queue[limit:]
-                await self._commit(batch)
+                try:
+                    await self._commit(batch)
+                except Exception:
+                    # A defect of ours (PostgreSQL's errors are dealt with there); those who wait must hear something.
+                    log.exception("gate_commit_failed", claims=len(batch))
+                    for waiting in batch:
+                        self._settle(waiting, Verdict.UNKNOWN)
         finally:
             self._pump = None
 

@@ -4,7 +4,8 @@
 -- an update is taken only when its revision is newer than the one the gate has.
 --
 -- KEYS  1 meta  2 pools  3 claims  4 people  5 accounts  6 pending  7 parked (hash: packed ordinal, place -> since ms)
---       8…  the free map of each of the release's pools, by ordinal from 0
+--       8 ahead    hash    packed ordinal, place -> how many holders of it are still to be heard of as having given it back
+--       9…  the free map of each of the release's pools, by ordinal from 0
 -- ARGV  1 identity  2 epoch
 --       3 ids (16 bytes each) of claims that PostgreSQL holds as void
 --       4 what PostgreSQL holds, one claim after another: id, revision (I4), bookings (B), then the bookings, packed as in
@@ -35,7 +36,7 @@ local function pool(ordinal)
     return pools[ordinal]
 end
 
-local function free_key(ordinal) return KEYS[8 + ordinal] end
+local function free_key(ordinal) return KEYS[9 + ordinal] end
 
 local function entries_in(record, from)
     local entries = {}
@@ -74,9 +75,17 @@ end
 
 -- Places that nobody holds at this moment of the script, until it is known who gets them.
 local loose = {}
-local function let_go(ordinal, place) loose[pack('<I2I4', ordinal, place)] = {ordinal, place} end
+local function let_go(ordinal, place)
+    local key = pack('<I2I4', ordinal, place)
+    if redis.call('HEXISTS', KEYS[8], key) == 0 then
+        loose[key] = {ordinal, place}
+    elseif redis.call('HINCRBY', KEYS[8], key, -1) == 0 then
+        redis.call('HDEL', KEYS[8], key)
+    end
+end
 
--- Takes a place for a claim to which PostgreSQL gave it.
+-- Takes a place for a claim to which PostgreSQL gave it. News comes in any order: where its last holder has not been heard
+-- of yet, that claim's giving back, when it comes, must not free the place under its new holder.
 local function take(ordinal, place)
     local key = pack('<I2I4', ordinal, place)
     if loose[key] then
@@ -85,6 +94,8 @@ local function take(ordinal, place)
         pool(ordinal).pending = pool(ordinal).pending - 1
     elseif redis.call('SETBIT', free_key(ordinal), place, 0) == 1 then
         pool(ordinal).free = pool(ordinal).free - 1
+    else
+        redis.call('HINCRBY', KEYS[8], key, 1)
     end
 end
 

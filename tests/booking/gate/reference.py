@@ -1,0 +1,253 @@
+"""What claim.lua and settle.lua mean, in plain Python: slow, obvious, and written from the protocol."""
+
+import struct
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from app.booking.gate.admission import Order
+from app.booking.gate.records import CLAIM_HEAD, ENTRY, LIVE, Status
+
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Booked:
+    """One person of a claim. `number`: the place, or the position on the waiting list."""
+
+    person: bytes
+    ordinal: int
+    number: int
+    status: Status
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A claim that was admitted."""
+
+    claim_id: bytes
+    revision: int
+    fingerprint: bytes
+    account: bytes
+    seq: int
+    decided_ms: int
+    booked: tuple[Booked, ...]
+
+    def pack(self) -> bytes:
+        """Return the packed form, as records.py describes it."""
+        head = CLAIM_HEAD.pack(self.revision, self.fingerprint, self.account, self.seq, self.decided_ms)
+        return head + b"".join(ENTRY.pack(b.person, b.ordinal, b.number, b.status) for b in self.booked)
+
+
+@dataclass
+class Pool:
+    """One pool as the gate counts it."""
+
+    capacity: int
+    waitlist_limit: int
+    free: set[int]
+    waiting: int = 0
+    pending: int = 0
+    is_open: bool = True
+
+
+@dataclass
+class Hours:
+    """When the release is open, and its limits. Times in Unix ms."""
+
+    opens_ms: int
+    closes_ms: int
+    person_limit: int
+    account_limit: int
+
+
+@dataclass
+class Reference:
+    """The state of a release's gate. Nothing here is clever; everything is a set or a dictionary."""
+
+    hours: Hours
+    pools: list[Pool]
+    claims: dict[bytes, Claimed] = field(default_factory=dict)
+    pending: set[bytes] = field(default_factory=set)
+    # Who is where: person -> pool -> (place, or 0 while waiting; the claim).
+    people: dict[bytes, dict[int, tuple[int, bytes]]] = field(default_factory=dict)
+    accounts: Counter[bytes] = field(default_factory=Counter)
+    parked: set[Place] = field(default_factory=set)
+    # Places taken from holders who have not been heard of yet.
+    ahead: Counter[Place] = field(default_factory=Counter)
+    seq: int = 0
+
+    # --- claims -------------------------------------------------------------------------------------------
+
+    def claim(self, order: Order, now_ms: int) -> tuple[str, bytes]:
+        """Judge one claim: the script's letter and what follows it."""
+        known = self.claims.get(order.claim_id)
+        if known is not None:
+            if known.fingerprint != order.fingerprint:
+                return "M", b""
+            return ("P" if order.claim_id in self.pending else "K"), known.pack()
+        opens_ms = self.hours.opens_ms + order.delay_ms
+        if now_ms >= order.pass_expires_ms:
+            return "X", b""
+        if now_ms < opens_ms:
+            return "N", struct.pack("<Q", opens_ms)
+        if now_ms >= self.hours.closes_ms:
+            return "Z", b""
+        groups = [order.people] if order.together else [[person] for person in order.people]
+        booked: list[Booked] = []
+        refusals: list[tuple[str, bytes]] = []
+        for group in groups:
+            placed = self._place(order, group)
+            if isinstance(placed, list):
+                booked += placed
+            else:
+                refusals.append(placed)
+        if booked:
+            self.seq += 1
+            claimed = Claimed(order.claim_id, 1, order.fingerprint, order.account, self.seq, now_ms, tuple(booked))
+            self.claims[order.claim_id] = claimed
+            self.pending.add(order.claim_id)
+            someone_placed = any(b.status is Status.CONFIRMED for b in booked)
+            return ("T" if someone_placed else "W"), claimed.pack()
+        # "Full" says least, so any other reason is told instead.
+        letter, detail = next((refusal for refusal in refusals if refusal[0] != "F"), refusals[0])
+        if letter == "B":
+            return "B", detail + self.claims[detail[:16]].pack()
+        if letter == "F":
+            return ("G" if self._nothing_can_come_back(order.choices) else "F"), b""
+        return letter, detail
+
+    def _place(self, order: Order, group: Sequence[bytes]) -> list[Booked] | tuple[str, bytes]:
+        fit = None
+        for ordinal in order.choices:
+            pool = self.pools[ordinal]
+            for person in group:
+                if ordinal in self.people.get(person, {}):
+                    place_no, holder = self.people[person][ordinal]
+                    return "B", holder + person + struct.pack("<HI", ordinal, place_no)
+            if pool.is_open and pool.waiting == 0 and len(pool.free) >= len(group):
+                fit = ordinal
+                break
+        for person in group:
+            if len(self.people.get(person, {})) >= self.hours.person_limit:
+                return "L", b"p" + person
+        if self.accounts[order.account] + len(group) > self.hours.account_limit:
+            return "L", b"a"
+        if fit is not None:
+            booked: list[Booked] = []
+            for person in group:
+                place_no = min(self.pools[fit].free)
+                self.pools[fit].free.remove(place_no)
+                self.pools[fit].pending += 1
+                booked.append(Booked(person, fit, place_no, Status.CONFIRMED))
+                self._join(order, person, fit, place_no)
+            return booked
+        if order.waitlist and len(group) == 1:
+            for ordinal in order.choices:
+                pool = self.pools[ordinal]
+                has_room = pool.waiting < pool.waitlist_limit
+                if pool.is_open and has_room and (not pool.free or pool.waiting):
+                    pool.waiting += 1
+                    self._join(order, group[0], ordinal, 0)
+                    return [Booked(group[0], ordinal, pool.waiting, Status.WAITLISTED)]
+        return "F", b""
+
+    def _join(self, order: Order, person: bytes, ordinal: int, place_no: int) -> None:
+        self.people.setdefault(person, {})[ordinal] = (place_no, order.claim_id)
+        self.accounts[order.account] += 1
+
+    def _nothing_can_come_back(self, choices: Iterable[int]) -> bool:
+        pools = [self.pools[ordinal] for ordinal in choices]
+        return not any(p.is_open and (p.pending or (p.free and not p.waiting)) for p in pools)
+
+    def confirm(self, claim_id: bytes) -> None:
+        """Note that a claim is in PostgreSQL."""
+        if claim_id in self.pending:
+            self.pending.remove(claim_id)
+            for booked in self.claims[claim_id].booked:
+                if booked.status is Status.CONFIRMED:
+                    self.pools[booked.ordinal].pending -= 1
+
+    # --- settling -----------------------------------------------------------------------------------------
+
+    def settle(
+        self,
+        released: Iterable[bytes] = (),
+        updates: Iterable[tuple[bytes, int, tuple[Booked, ...]]] = (),
+        unparked: Iterable[Place] = (),
+    ) -> int:
+        """Bring the state in line with PostgreSQL; return how many updates were for claims not known here."""
+        loose: set[Place] = set()
+        for claim_id in released:
+            claimed = self.claims.get(claim_id)
+            if claimed is None or claim_id not in self.pending:
+                continue
+            self.confirm(claim_id)
+            for booked in claimed.booked:
+                self._leave(claimed, booked)
+                self._let_go(booked, loose)
+            del self.claims[claim_id]
+        unknown = 0
+        news: list[tuple[Claimed, Claimed]] = []
+        for claim_id, revision, booked_now in updates:
+            before = self.claims.get(claim_id)
+            if before is None:
+                unknown += 1
+            elif before.revision < revision:
+                self.confirm(claim_id)
+                after = replace(before, revision=revision, booked=booked_now)
+                self.claims[claim_id] = after
+                news.append((before, after))
+        for before, after in news:
+            for was, now in zip(before.booked, after.booked, strict=True):
+                if was.status in LIVE and now.status is not was.status:
+                    self._let_go(was, loose)
+                    if now.status is not Status.CONFIRMED:
+                        self._leave(before, was)
+        for before, after in news:
+            for was, now in zip(before.booked, after.booked, strict=True):
+                if now.status is Status.CONFIRMED and was.status is not Status.CONFIRMED:
+                    self._take((now.ordinal, now.number), loose)
+                    self.people[now.person][now.ordinal] = (now.number, after.claim_id)
+        for place in unparked:
+            if place in self.parked and self.pools[place[0]].waiting == 0:
+                self._unpark(place)
+                self.pools[place[0]].free.add(place[1])
+        for ordinal, place_no in loose:
+            pool = self.pools[ordinal]
+            if pool.waiting:
+                self.parked.add((ordinal, place_no))
+                pool.pending += 1
+            else:
+                pool.free.add(place_no)
+        return unknown
+
+    def _leave(self, claimed: Claimed, booked: Booked) -> None:
+        del self.people[booked.person][booked.ordinal]
+        if not self.people[booked.person]:
+            del self.people[booked.person]
+        self.accounts[claimed.account] -= 1
+
+    def _let_go(self, booked: Booked, loose: set[Place]) -> None:
+        place = (booked.ordinal, booked.number)
+        if booked.status is Status.WAITLISTED:
+            self.pools[booked.ordinal].waiting -= 1
+        elif self.ahead[place]:
+            self.ahead[place] -= 1
+        else:
+            loose.add(place)
+
+    def _take(self, place: Place, loose: set[Place]) -> None:
+        ordinal, place_no = place
+        if place in loose:
+            loose.remove(place)
+        elif place in self.parked:
+            self._unpark(place)
+        elif place_no in self.pools[ordinal].free:
+            self.pools[ordinal].free.remove(place_no)
+        else:
+            self.ahead[place] += 1
+
+    def _unpark(self, place: Place) -> None:
+        self.parked.remove(place)
+        self.pools[place[0]].pending -= 1

@@ -1,0 +1,324 @@
+"""Whatever happens to Redis: nobody is booked twice, nothing that was said is lost, and epochs only grow."""
+
+import asyncio
+from itertools import pairwise
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from app.booking.gate.keys import EpochKeys, meta_key
+from app.booking.gate.link import ACTIVATE, Links
+from app.booking.gate.passes import PassSigner
+from app.core.ids import new_id
+from app.core.settings import Settings
+from tests.booking.gate.agreement import assert_agrees, command, epoch_in_force
+from tests.booking.gate.builders import (
+    Phone,
+    Said,
+    Worker,
+    epoch_of,
+    held,
+    make_release,
+    words,
+)
+from tests.booking.gate.conftest import OpenWorker
+from tests.booking.gate.waits import until
+
+pytestmark = pytest.mark.anyio
+
+_LOCK_ALONE = "SELECT pg_advisory_xact_lock(hashtextextended('release:' || $1::uuid::text, 0))"
+
+
+async def _ask_until_decided(worker: Worker, phone: Phone, *ordinals: int, waitlist: bool = False) -> Said:
+    """Ask with one claim id for as long as the answer says to come again, as a phone does."""
+    request = phone.claim(*ordinals, waitlist=waitlist)
+    said = [await worker.ask(request)]
+
+    async def decided() -> bool:
+        if said[-1].word in {"rebuilding", "pending", "busy", "gate_unreachable"}:
+            said.append(await worker.ask(request))
+            return False
+        return True
+
+    await until(decided)
+    return said[-1]
+
+
+@pytest.mark.parametrize("flush", ["FLUSHALL", "SCRIPT FLUSH"])
+async def test_an_emptied_redis_is_filled_again_and_everybody_keeps_their_place(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis, flush: str
+) -> None:
+    made = await make_release(db, capacities=(3, 3), waitlist_limit=5)
+    requests = [Phone.with_pass(signer, made).claim(n % 2, waitlist=True) for n in range(10)]
+    before = [await worker.ask(request) for request in requests]
+    assert words(before) == {"confirmed": 6, "waitlisted": 4}
+    await command(redis, *flush.split())
+    after = [await worker.ask(request) for request in requests]
+    for was, now in zip(before, after, strict=True):
+        assert now.body == was.body
+    assert await epoch_of(db, made) == (2 if flush == "FLUSHALL" else 1)
+    assert len(await held(db, made)) == 6
+    await assert_agrees(db, redis, made)
+
+
+async def test_a_worker_that_still_believes_in_an_old_epoch_is_put_right(
+    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db, capacities=(5,))
+    one, other = await open_worker(), await open_worker()
+    first = await one.ask(Phone.with_pass(signer, made).claim())
+    await other.gate.rebuild(made.release_id)
+    request = Phone.with_pass(signer, made).claim()
+    second = await one.ask(request)
+    assert {first.word, second.word} == {"confirmed"}
+    assert first.place != second.place
+    assert await db.fetchval("SELECT epoch FROM claim WHERE id = $1", second.body["claim"]) == 2
+    await assert_agrees(db, redis, made)
+
+
+async def test_the_keys_of_an_epoch_that_is_over_are_removed(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db)
+    await worker.ask(Phone.with_pass(signer, made).claim())
+    await worker.gate.rebuild(made.release_id)
+    assert await command(redis, "EXISTS", *EpochKeys(made.release_id, 1).everything(1)) == 0
+    assert await command(redis, "TTL", EpochKeys(made.release_id, 2).pools) == -1
+
+
+async def test_a_promoted_replica_with_old_data_is_not_believed(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    open_worker: OpenWorker,
+    signer: PassSigner,
+    redis: Redis,
+    second_redis_url: str,
+) -> None:
+    made = await make_release(db, capacities=(2,))
+    before = await open_worker()
+    first = await before.ask(Phone.with_pass(signer, made).claim())
+    async with Redis.from_url(second_redis_url) as replica:  # pyright: ignore[reportUnknownMemberType] - untyped **kwargs
+        keys = await command(redis, "KEYS", f"ct:{{{made.release_id.hex}}}:*")
+        for key in keys:
+            await command(replica, "RESTORE", key, 0, await command(redis, "DUMP", key))
+        # The copy is a claim behind.
+        second = await before.ask(Phone.with_pass(signer, made).claim())
+        after = await open_worker(redis_url=SecretStr(second_redis_url))
+        said = await _ask_until_decided(after, Phone.with_pass(signer, made))
+        assert said.word == "sold_out"
+        # In all that time the copy was never in force: epoch 1 there was judged by nobody.
+        assert await epoch_in_force(replica, made) == 2
+        await assert_agrees(db, replica, made)
+    assert {first.word, second.word} == {"confirmed"}
+    assert await held(db, made) == [(0, 1), (0, 2)]
+    # The old server comes back with its own old state: a winner there is stale, and it is rebuilt too.
+    said = await _ask_until_decided(before, Phone.with_pass(signer, made))
+    assert said.word == "sold_out"
+
+
+async def test_claims_during_rebuilds_fill_every_place_once(
+    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db, capacities=(40, 40), waitlist_limit=50)
+    workers = [await open_worker(), await open_worker()]
+    epochs: list[int] = []
+
+    async def rebuild() -> None:
+        for n in range(6):
+            await workers[n % 2].gate.rebuild(made.release_id)
+            epochs.append(await epoch_of(db, made))
+
+    *answers, _ = await asyncio.gather(
+        *(_ask_until_decided(workers[n % 2], Phone.with_pass(signer, made), n % 2) for n in range(200)),
+        rebuild(),
+    )
+    told = words(said for said in answers if said is not None)
+    assert told["confirmed"] == 80
+    assert told["confirmed"] + told["full"] + told["sold_out"] == 200
+    assert len(await held(db, made)) == 80
+    assert all(later > earlier for earlier, later in pairwise(epochs))
+    for worker in workers:
+        await worker.gate.sweep(made.release_id)
+    await assert_agrees(db, redis, made)
+
+
+async def test_activation_refuses_to_go_backwards(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    worker: Worker,
+    signer: PassSigner,
+    settings: Settings,
+    redis: Redis,
+) -> None:
+    made = await make_release(db)
+    await worker.ask(Phone.with_pass(signer, made).claim())
+    await worker.gate.rebuild(made.release_id)
+    links = Links(settings, 1)
+    async with links.lend() as link:
+        keys = [meta_key(made.release_id), EpochKeys(made.release_id, 2).pools]
+        for epoch in (0, 1, 2):
+            assert await link.run(ACTIVATE, keys, [link.identity, epoch, link.identity, "seq", 0]) == b"S"
+        # Loaded on one server, to be put in force on another.
+        assert await link.run(ACTIVATE, keys, [link.identity, 3, "another", "seq", 0]) == b"I"
+        # Loaded in part.
+        keys.append(EpochKeys(made.release_id, 3).claims)
+        assert await link.run(ACTIVATE, keys, [link.identity, 3, link.identity, "seq", 0]) == b"C"
+    await links.close()
+    assert await epoch_in_force(redis, made) == 2
+    await assert_agrees(db, redis, made)
+
+
+async def test_counts_that_were_lost_are_a_contradiction_and_not_sold_out(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db)
+    await worker.ask(Phone.with_pass(signer, made).claim())
+    await command(redis, "DEL", EpochKeys(made.release_id, 1).pools)
+    said = await _ask_until_decided(worker, Phone.with_pass(signer, made))
+    assert said.word == "confirmed"
+    assert await epoch_of(db, made) == 2
+    await assert_agrees(db, redis, made)
+
+
+async def test_a_lost_free_map_is_a_contradiction_and_not_sold_out(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db)
+    await worker.ask(Phone.with_pass(signer, made).claim())
+    await command(redis, "DEL", EpochKeys(made.release_id, 1).free_map(0))
+    said = await _ask_until_decided(worker, Phone.with_pass(signer, made))
+    assert said.word == "confirmed"
+    assert await epoch_of(db, made) == 2
+    await assert_agrees(db, redis, made)
+
+
+async def test_a_redis_that_gives_a_place_away_twice_is_found_out_and_rebuilt(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db, capacities=(3,))
+    first = await worker.ask(Phone.with_pass(signer, made).claim())
+    # A lying bit: the place that was just given is free again.
+    await command(redis, "SETBIT", EpochKeys(made.release_id, 1).free_map(0), first.place[1], 1)
+    second = await _ask_until_decided(worker, Phone.with_pass(signer, made))
+    assert second.word == "confirmed"
+    assert second.place != first.place
+    assert await epoch_of(db, made) == 2
+    await assert_agrees(db, redis, made)
+
+
+async def test_a_rebuild_that_died_before_its_state_came_into_force_is_done_again(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    database_url: str,
+    worker: Worker,
+    signer: PassSigner,
+    redis: Redis,
+) -> None:
+    made = await make_release(db, capacities=(1,))
+    await worker.gate.release(made.release_id)
+    dying = await asyncpg.connect(database_url)
+    try:
+        async with dying.transaction():
+            await dying.execute(_LOCK_ALONE, made.release_id)
+            asking = asyncio.create_task(_ask_until_decided(worker, Phone.with_pass(signer, made)))
+
+            async def between() -> bool:
+                return bool(await command(redis, "ZCARD", EpochKeys(made.release_id, 1).pending))
+
+            await until(between)
+            await dying.execute("UPDATE release SET epoch = epoch + 1 WHERE id = $1", made.release_id)
+    finally:
+        await dying.close()
+    # Admitted under epoch 1, too late to be written under it, judged anew.
+    said = await asking
+    assert said.word == "confirmed"
+    assert await epoch_of(db, made) == 3
+    assert await db.fetchval("SELECT epoch FROM claim WHERE id = $1", said.body["claim"]) == 3
+    await assert_agrees(db, redis, made)
+
+
+async def test_the_order_of_those_who_wait_survives_and_free_places_go_to_them_at_once(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db, capacities=(2,), waitlist_limit=5)
+    phones = [Phone.with_pass(signer, made) for _ in range(6)]
+    requests = [phone.claim(waitlist=True) for phone in phones]
+    for request in requests:
+        await worker.ask(request)
+    await db.execute(
+        "UPDATE booking SET status = 'cancelled' WHERE pool_id = $1 AND person_id = ANY ($2)",
+        made.pools[0],
+        [phones[0].people[0], phones[3].people[0]],
+    )
+    await db.execute("UPDATE claim SET state = 'cancelled' WHERE account_id = $1", phones[0].account)
+    await command(redis, "FLUSHALL")
+    said = [await worker.ask(request) for request in requests]
+    assert [one.word for one in said] == [
+        "cancelled",
+        "confirmed",
+        "confirmed",
+        "cancelled",
+        "waitlisted",
+        "waitlisted",
+    ]
+    assert [one.body["bookings"][0]["position"] for one in said[4:]] == [1, 2]
+    newcomer = await worker.ask(Phone.with_pass(signer, made).claim(waitlist=True))
+    assert newcomer.body["bookings"][0]["position"] == 3
+    await assert_agrees(db, redis, made)
+
+
+async def test_a_claim_id_of_another_release_is_refused_and_closes_nothing(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
+) -> None:
+    made, other = await make_release(db, capacities=(1,)), await make_release(db, start_hours=(90,))
+    claim_id = new_id()
+    assert (await worker.ask(Phone.with_pass(signer, other).claim(claim_id=claim_id))).word == "confirmed"
+    mistaken = Phone.with_pass(signer, made)
+    for _ in range(3):
+        said = await worker.ask(mistaken.claim(claim_id=claim_id))
+        assert (said.status, said.word) == (422, "idempotency_mismatch")
+    assert await epoch_of(db, made) == 1
+    assert (await worker.ask(mistaken.claim())).word == "confirmed"
+    await assert_agrees(db, redis, made)
+
+
+async def test_two_workers_that_find_redis_empty_rebuild_once(
+    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db, capacities=(20,))
+    workers = [await open_worker() for _ in range(3)]
+    answers = await asyncio.gather(
+        *(_ask_until_decided(workers[n % 3], Phone.with_pass(signer, made)) for n in range(20))
+    )
+    assert words(answers) == {"confirmed": 20}
+    assert await epoch_of(db, made) == 1
+    await assert_agrees(db, redis, made)
+
+
+async def test_other_releases_do_not_notice_a_rebuild(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    database_url: str,
+    worker: Worker,
+    signer: PassSigner,
+    redis: Redis,
+) -> None:
+    made, other = await make_release(db), await make_release(db)
+    await worker.gate.release(made.release_id)
+    await worker.gate.release(other.release_id)
+    blocker = await asyncpg.connect(database_url)
+    try:
+        async with blocker.transaction():
+            await blocker.execute(_LOCK_ALONE.replace("lock(", "lock_shared("), made.release_id)
+            rebuilding = asyncio.create_task(worker.gate.rebuild(made.release_id))
+
+            async def waiting() -> bool:
+                return bool(
+                    await db.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+                )
+
+            await until(waiting)
+            said = await worker.ask(Phone.with_pass(signer, other).claim())
+            assert said.word == "confirmed"
+        await rebuilding
+    finally:
+        await blocker.close()
+    await assert_agrees(db, redis, other)

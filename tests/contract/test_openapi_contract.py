@@ -1,0 +1,118 @@
+"""Sends what the OpenAPI document allows, and what it does not, to every operation; no answer may surprise."""
+
+import asyncio
+from collections.abc import Generator
+from typing import Final
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from schemathesis.checks import CheckContext
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from app.accounts import service as accounts
+from app.accounts.policy import Role
+from app.core.clock import Clock
+from app.core.db import sqlalchemy_url, transaction
+from app.core.embedded import Engines
+from app.core.settings import Settings
+from app.main import create_app
+from tests.conftest import make_settings, serving
+
+EXAMPLES_MAX: Final = 20
+
+
+@pytest.fixture(scope="module")
+def contract_settings(database_url: str, engines: Engines, fake_wechat_url: str) -> Settings:
+    return make_settings(database_url, engines.redis_url, fake_wechat_url).model_copy(
+        # The limits have tests of their own; here every request must get through.
+        update={"rate_limit_per_minute": 1_000_000, "sign_in_limit_per_minute": 1_000_000}
+    )
+
+
+@pytest.fixture(scope="module")
+def address(contract_settings: Settings) -> Generator[str]:
+    with serving(lambda: create_app(contract_settings)) as base_url:
+        yield base_url
+
+
+@pytest.fixture(scope="module")
+def operator(contract_settings: Settings) -> dict[str, str]:
+    """Sign in somebody who may do everything, so that requests get past the door."""
+
+    async def sign_in() -> str:
+        engine = create_async_engine(
+            sqlalchemy_url(contract_settings.database_url.get_secret_value()), poolclass=NullPool
+        )
+        now = Clock().now()
+        try:
+            async with transaction(engine) as db:
+                tokens = await accounts.sign_in(
+                    db, openid="demo-operator", unionid=None, now=now, settings=contract_settings
+                )
+                for role in (Role.OPERATOR, Role.STAFF):
+                    await accounts.grant_role(
+                        db,
+                        account_id=tokens.account_id,
+                        role=role,
+                        scope_kind=None,
+                        scope_id=None,
+                        granted_by=None,
+                        now=now,
+                    )
+        finally:
+            await engine.dispose()
+        return tokens.access_token
+
+    return {"Authorization": f"Bearer {asyncio.run(sign_in())}"}
+
+
+@pytest.fixture(scope="module")
+def document(address: str) -> schemathesis.BaseSchema:
+    return schemathesis.openapi.from_url(f"{address}/openapi.json")
+
+
+def no_defect(_context: CheckContext, response: schemathesis.Response, _case: schemathesis.Case) -> None:
+    """Refuse a 500, which nobody may cause from outside; that others are declared is checked apart."""
+    assert response.status_code != 500, response.text
+
+
+def problems_are_documents(_context: CheckContext, response: schemathesis.Response, _case: schemathesis.Case) -> None:
+    """Every refusal tells its code, and its request's id in body and header."""
+    if response.status_code < 400:
+        return
+    problem = response.json()
+    assert problem["status"] == response.status_code
+    assert problem["code"]
+    assert problem["request_id"] == response.headers["x-request-id"][0]
+
+
+schema = schemathesis.pytest.from_fixture("document")
+
+
+@schema.parametrize()
+@hypothesis_settings(
+    max_examples=EXAMPLES_MAX, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+@pytest.mark.timeout(300)
+def test_every_operation_answers_as_it_declares(case: schemathesis.Case, operator: dict[str, str]) -> None:
+    response = case.call(headers=operator if case.operation.path != "/v1/claims/{claim_id}" else None)
+    case.validate_response(
+        response,
+        checks=[
+            no_defect,
+            problems_are_documents,
+            status_code_conformance,
+            content_type_conformance,
+            response_schema_conformance,
+            unsupported_method,
+        ],
+    )

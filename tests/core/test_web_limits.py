@@ -1,0 +1,109 @@
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+from redis.asyncio import Redis
+
+from app.core.redis import connect_redis
+from app.core.settings import Settings
+from app.core.web.limits import Limiter, Policy
+from app.main import REDIS_CONNECTIONS, create_api
+from tests.conftest import SignIn
+from tests.core.test_web_bodies import problem_of
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def connected(settings: Settings, **changes: object) -> AsyncGenerator[httpx2.AsyncClient]:
+    api = create_api(settings.model_copy(update=changes))
+    async with (
+        api.router.lifespan_context(api),
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app=api), base_url="http://clocktower.test") as client,
+    ):
+        yield client
+
+
+async def test_an_account_past_its_limit_is_told_when_to_come_back(settings: Settings, sign_in: SignIn) -> None:
+    async with connected(settings, rate_limit_per_minute=10) as client:
+        one, other = await sign_in("one"), await sign_in("other")
+        answers = [await client.get("/v1/me", headers=one) for _ in range(11)]
+        neighbour = await client.get("/v1/me", headers=other)
+    assert [answer.status_code for answer in answers] == [200] * 10 + [429]
+    assert [int(re.findall(r";r=(\d+)", answer.headers["RateLimit"])[0]) for answer in answers] == [
+        *range(9, -1, -1),
+        0,
+    ]
+    assert answers[0].headers["RateLimit-Policy"] == '"account";q=10;w=60'
+    refused = problem_of(answers[-1], 429, "rate_limited")
+    # A tenth of the window gives one request back; up to half as long again spreads the phones out.
+    assert 5_000 <= refused["retry_after_ms"] <= 9_000
+    assert int(answers[-1].headers["Retry-After"]) >= 5
+    # The neighbour at the same address is not concerned.
+    assert neighbour.status_code == 200
+
+
+async def test_without_sign_in_an_address_has_ten_times_as_much(settings: Settings) -> None:
+    async with connected(settings, rate_limit_per_minute=10) as client:
+        answers = await asyncio.gather(*(client.get("/v1/nothing") for _ in range(101)))
+    assert sorted(answer.status_code for answer in answers) == [404] * 100 + [429]
+    assert answers[0].headers["RateLimit-Policy"] == '"address";q=100;w=60'
+
+
+async def test_a_forged_token_does_not_open_a_bucket_of_its_own(settings: Settings) -> None:
+    async with connected(settings, rate_limit_per_minute=10) as client:
+        answers = [
+            await client.get("/v1/me", headers={"Authorization": f"Bearer forged-{number}"}) for number in range(101)
+        ]
+    assert answers[-1].status_code == 429
+
+
+async def test_sign_ins_of_a_school_have_a_limit_of_their_own(settings: Settings) -> None:
+    async with connected(settings, rate_limit_per_minute=10, sign_in_limit_per_minute=200) as client:
+        answers = [await client.post("/v1/auth/wechat", json={"code": f"demo-{n % 3}"}) for n in range(120)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert answers[0].headers["RateLimit-Policy"] == '"sign_in";q=200;w=60'
+
+
+async def test_the_time_and_probes_are_free(settings: Settings) -> None:
+    async with connected(settings, rate_limit_per_minute=10) as client:
+        answers = [await client.get(path) for path in ["/v1/time", "/health/live", "/openapi.json"] for _ in range(120)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert not any("RateLimit" in answer.headers for answer in answers)
+
+
+async def test_a_bucket_fills_again_evenly(redis: Redis) -> None:
+    limiter, policy = Limiter(redis), Policy("test", 600)
+    first = await limiter.take("x", policy)
+    assert first is not None
+    assert (first.allowed, first.remaining, first.reset_seconds) == (True, 599, 1)
+    # A tenth of a second gives it back, and the key goes with it.
+    assert 0 < await redis.pttl("rate:test:x") <= 102
+
+
+async def test_without_redis_everybody_is_let_through(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    gone = Redis(unix_socket_path="/nonexistent/valkey.sock")
+    try:
+        limiter = Limiter(gone)
+        assert await limiter.take("x", Policy("test", 1)) is None
+        assert await limiter.take("x", Policy("test", 1)) is None
+    finally:
+        await gone.aclose()
+    assert caplog.text.count("rate_limit_not_asked") == 1
+    assert settings.rate_limit_per_minute
+
+
+async def test_many_at_once_are_all_counted(settings: Settings) -> None:
+    redis = connect_redis(settings, connections=REDIS_CONNECTIONS)
+    try:
+        limiter, policy = Limiter(redis), Policy("test", 100)
+        verdicts = await asyncio.gather(*(limiter.take("x", policy) for _ in range(300)))
+    finally:
+        await redis.aclose()
+    allowed = [verdict for verdict in verdicts if verdict is not None and verdict.allowed]
+    assert None not in verdicts
+    # One more may have come back while they were counted.
+    assert 100 <= len(allowed) <= 101

@@ -1,0 +1,63 @@
+"""Real server processes on free ports of loopback, and a way to end one as a crash does."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from app.core.settings import ENVIRONMENT_PREFIX, Settings
+
+_STOP_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server process and its address."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+
+    def kill(self) -> None:
+        """End it at once, in the middle of whatever it does."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(_STOP_SECONDS)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    told: dict[str, str] = {}
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        secret = getattr(value, "get_secret_value", None)
+        told[f"{ENVIRONMENT_PREFIX}{name.upper()}"] = str(secret() if secret is not None else value)
+    return {**os.environ, **told}
+
+
+@contextmanager
+def serving_processes(settings: Settings, *, count: int) -> Generator[list[Server]]:
+    """Start so many servers with these settings. A phone that comes before one is ready waits in its queue."""
+    servers: list[Server] = []
+    try:
+        for _ in range(count):
+            with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+                command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app_from_environment"]
+                command += ["--fd", str(listener.fileno()), "--log-level", "warning", "--no-access-log"]
+                process = subprocess.Popen(  # noqa: S603 - our own program, arguments made here
+                    command,
+                    env=_environment(settings),
+                    pass_fds=[listener.fileno()],
+                    stdout=subprocess.DEVNULL,
+                )
+                servers.append(Server(f"http://127.0.0.1:{listener.getsockname()[1]}", process))
+        yield servers
+    finally:
+        for server in servers:
+            server.process.terminate()
+        for server in servers:
+            try:
+                server.process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
