@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Final
@@ -47,6 +48,9 @@ Lifeline = Annotated[bool, typer.Option("--lifeline", hidden=True)]
 
 def run() -> None:
     """Run the command line; turn what an operator can mend into a sentence and an exit status."""
+    # A shell that starts us in the background has us ignore Ctrl-C; and SIGTERM, too, must let us tidy up.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except Refusal as refusal:

@@ -1,13 +1,11 @@
 """`clocktower demo`: a town, a release, two thousand parents, the verdict; then it goes on serving."""
 
 import json
-import signal
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, cast
 from uuid import uuid4
 
 import httpx2
@@ -50,7 +48,6 @@ def demo(options: DemoOptions) -> int:
         log_path.write_bytes(b"")
     except OSError as problem:
         raise Refusal(f"The data directory {options.data_dir} cannot be used ({problem.strerror}).") from problem
-    signal.signal(signal.SIGTERM, _interrupt)
     say(f"Starting PostgreSQL, Valkey and the service under {options.data_dir} (log: {log_path})")
     with OwnServer.start(
         options.data_dir, port=_port_to_take(options.port), workers=options.workers, log_path=log_path
@@ -79,10 +76,6 @@ def demo(options: DemoOptions) -> int:
             say("Stopping")
             return status
         raise Refusal(server.last_words(), exit_status=EXIT_WRONG)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _port_to_take(port: int) -> int:
@@ -146,7 +139,7 @@ def claim_by_hand(address: str) -> str:
         "waitlist": False,
     }
     return (
-        f"curl -i -X PUT '{address}/v1/claims/{uuid4()}' \\\n"
+        f"curl -si -X PUT '{address}/v1/claims/{uuid4()}' \\\n"
         f"  -H 'Authorization: Pass {given['pass']}' \\\n"
         f"  -H 'Content-Type: application/json' \\\n"
         f"  -d '{json.dumps(body)}'"

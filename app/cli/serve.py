@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 from app.cli import surroundings
 from app.cli.database import require_connections, require_head, upgrade
@@ -52,7 +51,7 @@ def serve(options: ServeOptions) -> int:
         end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     # Until there are children to look after, every ending signal ends the start like Ctrl-C does.
     for number in _ENDING_SIGNALS:
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     try:
         with ExitStack() as stack:
             return _Service(options, stack).run()
@@ -178,10 +177,6 @@ class _Service:
         if self._engines is not None:
             for name in self._engines.mend():
                 say(f"{name} had died and was started again.")
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _stop_engines(engines: Engines) -> None:

@@ -217,6 +217,13 @@ class Settings(BaseSettings):
         le=50,
         description="Ranked pools in one claim; bounds the work of one claim in the script.",
     )
+    claim_rate_per_second: int = Field(
+        default=20,
+        ge=1,
+        le=10_000,
+        description="Requests of one account to the gate of one worker in a second, before it is told 429: more than "
+        "impatient fingers and their retries make.",
+    )
     batch_limit: int = Field(
         default=150,
         ge=1,

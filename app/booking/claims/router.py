@@ -32,7 +32,12 @@ async def my_claims(caller: Caller, db: Read, cursor: Cursor = None, limit: Limi
     return ClaimList(items=[ClaimResponse.of(claim) for claim in items], next=next_cursor)
 
 
-@router.get("/claims/{claim_id}", summary="Did I get it?", responses=problems(*_SIGNED_IN, NotFound))
+@router.get(
+    "/claims/{claim_id}",
+    summary="Did I get it?",
+    responses=problems(*_SIGNED_IN, NotFound),
+    openapi_extra={"security": [{"Bearer": []}, {"Pass": []}]},
+)
 async def read_claim(claim_id: UUID, caller: Caller, db: Read) -> ClaimResponse:
     """Look a claim up in the database. With `Authorization: Pass …` the gate answers instead, cheaper and sooner."""
     return ClaimResponse.of(await service.own_claim(db, claim_id=claim_id, account_id=caller.account_id))

@@ -14,6 +14,7 @@ import msgspec
 from app.booking.gate.admission import Order
 from app.booking.gate.errors import NotEligible, PassInvalid
 from app.booking.gate.gate import Availability, Decided, Gate, Pending
+from app.booking.gate.limits import AccountLimit
 from app.booking.gate.passes import Pass, PassSigner
 from app.booking.gate.records import PoolCounts
 from app.booking.gate.state import Release, ReleaseSetup
@@ -62,6 +63,10 @@ _encode = msgspec.json.Encoder().encode
 _decode_any = msgspec.json.Decoder().decode
 
 
+# What msgspec raises for a body that is no JSON: bad text and bottomless nesting have errors of their own.
+_NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
 class _Poll(NamedTuple):
     """An availability answer that is repeated for a moment."""
 
@@ -78,6 +83,7 @@ class Desk:
         self._signer = signer
         self._people_limit = gate.settings.people_per_claim_limit
         self._choices_limit = gate.settings.choices_per_claim_limit
+        self._limit = AccountLimit(gate.settings.claim_rate_per_second, gate.clock.now_ms)
         self._polls: dict[UUID, _Poll] = {}
 
     @staticmethod
@@ -151,7 +157,9 @@ class Desk:
                 "Send the pass of this release: Authorization: Pass <pass>.",
                 "请携带本次放号的报名凭证：Authorization: Pass <凭证>。",
             )
-        return self._signer.verify(text.strip())
+        contents = self._signer.verify(text.strip())
+        self._limit.count(contents.account)
+        return contents
 
     def _check_shape(self, body: ClaimBody) -> None:
         """Refuse lists that are empty, too long, or name the same thing twice."""
@@ -224,16 +232,23 @@ def _parse_claim(body: bytes) -> ClaimBody:
         return _decode_claim(body)
     except msgspec.ValidationError:
         raise ValidationFailed(errors=_explain(body)) from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise MalformedJson(str(error) if isinstance(error, msgspec.DecodeError) else "nested too deeply") from None
+    except _NOT_JSON as error:
+        raise _malformed(error) from None
+
+
+def _malformed(error: Exception) -> MalformedJson:
+    return MalformedJson("nested too deeply" if isinstance(error, RecursionError) else str(error))
 
 
 def _explain(body: bytes) -> list[FieldError]:
-    """Say what is wrong with a body that is JSON but not a claim. Off the hot path, so it may look at everything."""
+    """Say what is wrong with a body that is no claim. Off the hot path, so it may look at everything.
+
+    Raises `MalformedJson`: the decoder of claims gives up at the first wrong type, before it has seen all of the body.
+    """
     try:
         parsed = _decode_any(body)
-    except (msgspec.DecodeError, RecursionError):
-        return [FieldError("", "malformed_json", "not JSON")]
+    except _NOT_JSON as error:
+        raise _malformed(error) from None
     if not isinstance(parsed, dict):
         return [FieldError("", "wrong_type", "must be an object")]
     fields = cast("dict[str, Any]", parsed)

@@ -3,6 +3,7 @@
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from app.booking.gate.errors import PassInvalid
@@ -11,9 +12,8 @@ from app.booking.gate.passes import Pass, PassPerson, PassSigner, mask_of
 KEY = "a-key-of-the-tests-that-is-long-enough"
 
 
-def contents(**changes: object) -> Pass:
-    made = Pass.of(uuid4(), uuid4(), 4_102_444_800_000, (PassPerson(uuid4().bytes, mask_of({0, 13}), 0),))
-    return Pass(*(changes.get(name, getattr(made, name)) for name in made.__struct_fields__))
+def contents() -> Pass:
+    return Pass.of(uuid4(), uuid4(), 4_102_444_800_000, (PassPerson(uuid4().bytes, mask_of({0, 13}), 0),))
 
 
 def test_a_pass_says_what_was_signed() -> None:
@@ -49,4 +49,4 @@ def test_a_pass_signed_with_another_key_is_refused() -> None:
 
 def test_a_pass_of_another_version_is_refused() -> None:
     with pytest.raises(PassInvalid):
-        PassSigner(KEY).verify(PassSigner(KEY).sign(contents(version=2)))
+        PassSigner(KEY).verify(PassSigner(KEY).sign(msgspec.structs.replace(contents(), version=2)))

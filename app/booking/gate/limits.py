@@ -1,0 +1,34 @@
+"""Keeps one account's phone from asking for ever: so many requests to the gate in a second, counted in this worker.
+
+Counted by account and not by address, since families and schools share one. Nothing is asked of Redis for it: a flood
+must cost less than an answer. With several workers an account may get as many times the limit.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from app.core.problems import RateLimited, jittered_ms
+
+_WINDOW_MS: Final = 1_000
+
+
+class AccountLimit:
+    """Counts the requests of each account in windows of one second; what was counted is forgotten with its window."""
+
+    def __init__(self, requests_per_second: int, now_ms: Callable[[], int]) -> None:
+        self._limit = requests_per_second
+        self._now_ms = now_ms
+        self._window = 0
+        self._counts: dict[bytes, int] = {}
+
+    def count(self, account: bytes) -> None:
+        """Count one request. Raises `RateLimited` beyond the limit, until the window is over."""
+        now_ms = self._now_ms()
+        window = now_ms // _WINDOW_MS
+        if window != self._window:
+            self._window = window
+            self._counts.clear()
+        counted = self._counts.get(account, 0) + 1
+        self._counts[account] = counted
+        if counted > self._limit:
+            raise RateLimited(retry_after_ms=jittered_ms(_WINDOW_MS - now_ms % _WINDOW_MS))

@@ -1,0 +1,20 @@
+"""One account's flood is that account's matter."""
+
+import pytest
+
+from app.booking.gate.limits import AccountLimit
+from app.core.problems import RateLimited
+
+
+def test_an_account_beyond_its_limit_waits_for_the_next_second_and_others_do_not() -> None:
+    now_ms = [10_400]
+    limit = AccountLimit(3, lambda: now_ms[0])
+    for _ in range(3):
+        limit.count(b"flood")
+    with pytest.raises(RateLimited) as refused:
+        limit.count(b"flood")
+    assert refused.value.retry_after_ms is not None
+    assert 600 <= refused.value.retry_after_ms <= 900
+    limit.count(b"other")
+    now_ms[0] = 11_000
+    limit.count(b"flood")
