@@ -60,7 +60,7 @@ async def delete_item(item_id: UUID) -> UUID:
 
 @router.get("/defect")
 async def fail() -> None:
-    secret = "儿童丙0021"  # noqa: S105 - a nickname
+    secret = "儿童丙0021"
     raise KeyError(secret)
 
 

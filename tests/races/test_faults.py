@@ -1,4 +1,4 @@
-"""PostgreSQL slow, gone, or cut off in the middle; phones that hang up. What was said stays true, and nobody waits long."""
+"""PostgreSQL slow, gone, or cut off in the middle; phones that hang up. What was said stays true."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -226,7 +226,6 @@ async def _asked_until_decided(worker: Worker, request: Request) -> Said:
 
 async def test_a_claim_refused_by_a_deadlock_is_written_at_the_next_try(
     db: "asyncpg.Connection[asyncpg.Record]",
-    database_url: str,
     open_worker: OpenWorker,
     signer: PassSigner,
     redis: Redis,

@@ -39,7 +39,7 @@ class Seen:
 
 async def command(redis: Redis, *words: Any) -> Any:
     """Send one command; redis-py leaves its methods half typed."""
-    return await redis.execute_command(*words)  # pyright: ignore[reportUnknownMemberType] - untyped **options
+    return cast("Any", await redis.execute_command(*words))  # pyright: ignore[reportUnknownMemberType] - untyped **options
 
 
 async def epoch_in_force(redis: Redis, made: MadeRelease) -> int | None:

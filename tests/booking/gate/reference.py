@@ -86,13 +86,9 @@ class Reference:
             if known.fingerprint != order.fingerprint:
                 return "M", b""
             return ("P" if order.claim_id in self.pending else "K"), known.pack()
-        opens_ms = self.hours.opens_ms + order.delay_ms
-        if now_ms >= order.pass_expires_ms:
-            return "X", b""
-        if now_ms < opens_ms:
-            return "N", struct.pack("<Q", opens_ms)
-        if now_ms >= self.hours.closes_ms:
-            return "Z", b""
+        out_of_hours = self._out_of_hours(order, now_ms)
+        if out_of_hours is not None:
+            return out_of_hours
         groups = [order.people] if order.together else [[person] for person in order.people]
         booked: list[Booked] = []
         refusals: list[tuple[str, bytes]] = []
@@ -103,12 +99,7 @@ class Reference:
             else:
                 refusals.append(placed)
         if booked:
-            self.seq += 1
-            claimed = Claimed(order.claim_id, 1, order.fingerprint, order.account, self.seq, now_ms, tuple(booked))
-            self.claims[order.claim_id] = claimed
-            self.pending.add(order.claim_id)
-            someone_placed = any(b.status is Status.CONFIRMED for b in booked)
-            return ("T" if someone_placed else "W"), claimed.pack()
+            return self._admit(order, booked, now_ms)
         # "Full" says least, so any other reason is told instead.
         letter, detail = next((refusal for refusal in refusals if refusal[0] != "F"), refusals[0])
         if letter == "B":
@@ -117,40 +108,68 @@ class Reference:
             return ("G" if self._nothing_can_come_back(order.choices) else "F"), b""
         return letter, detail
 
+    def _out_of_hours(self, order: Order, now_ms: int) -> tuple[str, bytes] | None:
+        opens_ms = self.hours.opens_ms + order.delay_ms
+        if now_ms >= order.pass_expires_ms:
+            return "X", b""
+        if now_ms < opens_ms:
+            return "N", struct.pack("<Q", opens_ms)
+        return ("Z", b"") if now_ms >= self.hours.closes_ms else None
+
+    def _admit(self, order: Order, booked: list[Booked], now_ms: int) -> tuple[str, bytes]:
+        self.seq += 1
+        claimed = Claimed(order.claim_id, 1, order.fingerprint, order.account, self.seq, now_ms, tuple(booked))
+        self.claims[order.claim_id] = claimed
+        self.pending.add(order.claim_id)
+        someone_placed = any(b.status is Status.CONFIRMED for b in booked)
+        return ("T" if someone_placed else "W"), claimed.pack()
+
     def _place(self, order: Order, group: Sequence[bytes]) -> list[Booked] | tuple[str, bytes]:
-        fit = None
-        for ordinal in order.choices:
-            pool = self.pools[ordinal]
-            for person in group:
-                if ordinal in self.people.get(person, {}):
-                    place_no, holder = self.people[person][ordinal]
-                    return "B", holder + person + struct.pack("<HI", ordinal, place_no)
-            if pool.is_open and pool.waiting == 0 and len(pool.free) >= len(group):
-                fit = ordinal
-                break
+        fit = self._first_fit(order.choices, group)
+        if isinstance(fit, bytes):
+            return "B", fit
         for person in group:
             if len(self.people.get(person, {})) >= self.hours.person_limit:
                 return "L", b"p" + person
         if self.accounts[order.account] + len(group) > self.hours.account_limit:
             return "L", b"a"
         if fit is not None:
-            booked: list[Booked] = []
-            for person in group:
-                place_no = min(self.pools[fit].free)
-                self.pools[fit].free.remove(place_no)
-                self.pools[fit].pending += 1
-                booked.append(Booked(person, fit, place_no, Status.CONFIRMED))
-                self._join(order, person, fit, place_no)
-            return booked
+            return [self._take_lowest(order, person, fit) for person in group]
         if order.waitlist and len(group) == 1:
-            for ordinal in order.choices:
-                pool = self.pools[ordinal]
-                has_room = pool.waiting < pool.waitlist_limit
-                if pool.is_open and has_room and (not pool.free or pool.waiting):
-                    pool.waiting += 1
-                    self._join(order, group[0], ordinal, 0)
-                    return [Booked(group[0], ordinal, pool.waiting, Status.WAITLISTED)]
+            waiting = self._wait(order, group[0])
+            if waiting is not None:
+                return [waiting]
         return "F", b""
+
+    def _first_fit(self, choices: Iterable[int], group: Sequence[bytes]) -> int | bytes | None:
+        """Find the first pool with room for the group, or who of them is booked where."""
+        for ordinal in choices:
+            for person in group:
+                if ordinal in self.people.get(person, {}):
+                    place_no, holder = self.people[person][ordinal]
+                    return holder + person + struct.pack("<HI", ordinal, place_no)
+            pool = self.pools[ordinal]
+            if pool.is_open and pool.waiting == 0 and len(pool.free) >= len(group):
+                return ordinal
+        return None
+
+    def _take_lowest(self, order: Order, person: bytes, ordinal: int) -> Booked:
+        pool = self.pools[ordinal]
+        place_no = min(pool.free)
+        pool.free.remove(place_no)
+        pool.pending += 1
+        self._join(order, person, ordinal, place_no)
+        return Booked(person, ordinal, place_no, Status.CONFIRMED)
+
+    def _wait(self, order: Order, person: bytes) -> Booked | None:
+        for ordinal in order.choices:
+            pool = self.pools[ordinal]
+            has_room = pool.waiting < pool.waitlist_limit
+            if pool.is_open and has_room and (not pool.free or pool.waiting):
+                pool.waiting += 1
+                self._join(order, person, ordinal, 0)
+                return Booked(person, ordinal, pool.waiting, Status.WAITLISTED)
+        return None
 
     def _join(self, order: Order, person: bytes, ordinal: int, place_no: int) -> None:
         self.people.setdefault(person, {})[ordinal] = (place_no, order.claim_id)
@@ -179,36 +198,8 @@ class Reference:
         """Bring the state in line with PostgreSQL; return how many updates were for claims not known here."""
         loose: set[Place] = set()
         for claim_id in released:
-            claimed = self.claims.get(claim_id)
-            if claimed is None or claim_id not in self.pending:
-                continue
-            self.confirm(claim_id)
-            for booked in claimed.booked:
-                self._leave(claimed, booked)
-                self._let_go(booked, loose)
-            del self.claims[claim_id]
-        unknown = 0
-        news: list[tuple[Claimed, Claimed]] = []
-        for claim_id, revision, booked_now in updates:
-            before = self.claims.get(claim_id)
-            if before is None:
-                unknown += 1
-            elif before.revision < revision:
-                self.confirm(claim_id)
-                after = replace(before, revision=revision, booked=booked_now)
-                self.claims[claim_id] = after
-                news.append((before, after))
-        for before, after in news:
-            for was, now in zip(before.booked, after.booked, strict=True):
-                if was.status in LIVE and now.status is not was.status:
-                    self._let_go(was, loose)
-                    if now.status is not Status.CONFIRMED:
-                        self._leave(before, was)
-        for before, after in news:
-            for was, now in zip(before.booked, after.booked, strict=True):
-                if now.status is Status.CONFIRMED and was.status is not Status.CONFIRMED:
-                    self._take((now.ordinal, now.number), loose)
-                    self.people[now.person][now.ordinal] = (now.number, after.claim_id)
+            self._undo(claim_id, loose)
+        unknown = self._hear(updates, loose)
         for place in unparked:
             if place in self.parked and self.pools[place[0]].waiting == 0:
                 self._unpark(place)
@@ -220,6 +211,40 @@ class Reference:
                 pool.pending += 1
             else:
                 pool.free.add(place_no)
+        return unknown
+
+    def _undo(self, claim_id: bytes, loose: set[Place]) -> None:
+        """Undo a claim that is void, unless it has been settled otherwise."""
+        if claim_id not in self.pending:
+            return
+        self.confirm(claim_id)
+        claimed = self.claims.pop(claim_id)
+        for booked in claimed.booked:
+            self._leave(claimed, booked)
+            self._let_go(booked, loose)
+
+    def _hear(self, updates: Iterable[tuple[bytes, int, tuple[Booked, ...]]], loose: set[Place]) -> int:
+        """Take the news: first everything that was given back, then everything that was handed on."""
+        unknown = 0
+        changes: list[tuple[Claimed, Booked, Booked]] = []
+        for claim_id, revision, booked_now in updates:
+            before = self.claims.get(claim_id)
+            if before is None:
+                unknown += 1
+            elif before.revision < revision:
+                self.confirm(claim_id)
+                self.claims[claim_id] = replace(before, revision=revision, booked=booked_now)
+                changes += [(before, was, now) for was, now in zip(before.booked, booked_now, strict=True)]
+        changes = [(claimed, was, now) for claimed, was, now in changes if was.status is not now.status]
+        for claimed, was, now in changes:
+            if was.status in LIVE:
+                self._let_go(was, loose)
+                if now.status is not Status.CONFIRMED:
+                    self._leave(claimed, was)
+        for claimed, _, now in changes:
+            if now.status is Status.CONFIRMED:
+                self._take((now.ordinal, now.number), loose)
+                self.people[now.person][now.ordinal] = (now.number, claimed.claim_id)
         return unknown
 
     def _leave(self, claimed: Claimed, booked: Booked) -> None:

@@ -31,7 +31,8 @@ async def _book(
     )
     await db.execute(
         "INSERT INTO booking (id, claim_id, position, person_id, pool_id, place_no, during, status, wait_seq)"
-        " SELECT $1, $2, 0, $3, id, $5, during, $6::text, CASE WHEN $6::text = 'waitlisted' THEN 1 END FROM pool WHERE id = $4",
+        " SELECT $1, $2, 0, $3, id, $5, during, $6::text, CASE WHEN $6::text = 'waitlisted' THEN 1 END"
+        " FROM pool WHERE id = $4",
         new_id(),
         claim_id,
         person,
