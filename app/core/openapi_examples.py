@@ -30,15 +30,18 @@ def example_of(schema: Document, schemas: Mapping[str, Document], depth: int = 0
         return None
     if "$ref" in schema:
         return example_of(schemas[str(schema["$ref"]).rpartition("/")[2]], schemas, depth + 1)
-    for name in ("examples", "enum"):
-        if schema.get(name):
-            return cast("list[object]", schema[name])[0]
-    for name in ("example", "const"):
-        if name in schema:
-            return cast("object", schema[name])
-    for name in ("anyOf", "oneOf", "allOf"):
-        if schema.get(name):
-            return example_of(cast("list[Document]", schema[name])[0], schemas, depth + 1)
+    for values in (schema.get(name) for name in ("examples", "enum")):
+        if values:
+            return cast("list[object]", values)[0]
+    if "const" in schema:
+        return cast("object", schema["const"])
+    for kinds in (schema.get(name) for name in ("anyOf", "oneOf", "allOf")):
+        if kinds:
+            return example_of(cast("list[Document]", kinds)[0], schemas, depth + 1)
+    return _plain_example(schema, schemas, depth)
+
+
+def _plain_example(schema: Document, schemas: Mapping[str, Document], depth: int) -> object:
     match schema.get("type"):
         case "object":
             properties = cast("Mapping[str, Document]", schema.get("properties", {}))
@@ -46,9 +49,9 @@ def example_of(schema: Document, schemas: Mapping[str, Document], depth: int = 0
         case "array":
             return [example_of(cast("Document", schema.get("items", {})), schemas, depth + 1)]
         case "integer" | "number":
-            return cast("object", schema.get("minimum", schema.get("default", 1)))
-        case _:
-            return _BY_FORMAT.get(str(schema.get("format")), _BY_TYPE.get(str(schema.get("type")), "text"))
+            return cast("object", schema.get("minimum", 1))
+        case kind:
+            return _BY_FORMAT.get(str(schema.get("format")), _BY_TYPE.get(str(kind), "text"))
 
 
 def _member(schema: Document, schemas: Mapping[str, Document], depth: int) -> object:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Annotated, Final
 
 from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENVIRONMENT_PREFIX: Final = "CLOCKTOWER_"
@@ -303,8 +304,8 @@ class Settings(BaseSettings):
         default=16_384,
         ge=128,
         le=65_535,
-        description="Connections that may wait to be accepted: thousands of phones connect in one second. Linux caps it "
-        "at net.core.somaxconn.",
+        description="Connections that may wait to be accepted: thousands of phones connect in one second. Linux caps "
+        "it at net.core.somaxconn.",
     )
     keep_alive_seconds: int = Field(
         default=75,
@@ -360,6 +361,16 @@ class Settings(BaseSettings):
         return value
 
 
+def _in_words(item: ErrorDetails) -> str:
+    match item["type"]:
+        case "missing":
+            return "must be given"
+        case "too_short" | "string_too_short":
+            return f"must have at least {item.get('ctx', {}).get('min_length')} characters"
+        case _:
+            return item["msg"]
+
+
 def load_settings() -> Settings:
     """Read the environment.
 
@@ -370,7 +381,7 @@ def load_settings() -> Settings:
         return Settings()  # pyright: ignore[reportCallIssue] - the fields come from the environment
     except ValidationError as error:
         lines = [
-            f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
+            f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in item['loc']).upper()}: {_in_words(item)}"
             for item in error.errors(include_input=False, include_url=False)
         ]
         raise SettingsError("\n".join(lines)) from None

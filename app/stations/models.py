@@ -1,4 +1,4 @@
-"""Tables of units and stations. A unit (村居) receives checklists; a station receives people: never one as the other."""
+"""Tables of units and stations. A unit (村居) receives checklists, a station receives people: not the same."""
 
 from datetime import datetime
 from uuid import UUID

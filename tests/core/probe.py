@@ -4,6 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Query, Response
+from pydantic import Field
 from sqlalchemy import text
 
 from app.core.auth import Caller
@@ -35,7 +36,7 @@ class Body(RequestModel):
     count: int = 1
     open: bool = False
     at: AwareInstant | None = None
-    people: list[Person] = []
+    people: Annotated[list[Person], Field(default_factory=list)]
 
 
 @router.post("/bodies")

@@ -38,10 +38,7 @@ def test_a_logged_exception_keeps_its_text_to_itself(
 ) -> None:
     configure_logs(settings.model_copy(update={"log_format": log_format}))
     try:
-        try:
-            raise KeyError("儿童丙0021")
-        except KeyError as cause:
-            raise ValueError("居民甲0137") from cause
+        _fail()
     except ValueError:
         logging.getLogger("asyncio").exception("Task exception was never retrieved")
         structlog.stdlib.get_logger("app.test").exception("request_failed")
@@ -51,3 +48,10 @@ def test_a_logged_exception_keeps_its_text_to_itself(
     assert "test_logs.py" in written
     assert "儿童" not in written
     assert "居民" not in written
+
+
+def _fail() -> None:
+    try:
+        {}["儿童丙0021"]
+    except KeyError as cause:
+        raise ValueError("居民甲0137") from cause

@@ -84,7 +84,8 @@ async def test_a_refusal_spends_no_key_and_writes_nothing(
 
 @pytest.mark.parametrize("key", [b"", b"x" * 256, b"a b", b"\xe9\x94\xae"])
 async def test_a_key_that_is_none_is_refused(probed: httpx2.AsyncClient, sign_in: SignIn, key: bytes) -> None:
-    headers = {name: value.encode() for name, value in (await sign_in("a")).items()} | {"Idempotency-Key": key}
+    token = (await sign_in("a"))["Authorization"]
+    headers = [(b"Authorization", token.encode()), (b"Idempotency-Key", key)]
     document = problem_of(
         await probed.post("/probe/units", json={"name": "八村"}, headers=headers), 422, "validation_failed"
     )

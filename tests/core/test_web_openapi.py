@@ -5,7 +5,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.api import ERRORS_FILE
-from app.core.openapi import every_problem, merge_paths, problems
+from app.core.openapi import Document, every_problem, merge_paths, problems
 from app.core.problems import Conflict, NotFound, Unavailable
 from app.core.web.errors_page import markdown_table
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 METHODS = {"get", "put", "post", "delete"}
 
 
-def operations(api: FastAPI) -> list[tuple[str, str, dict]]:
+def operations(api: FastAPI) -> list[tuple[str, str, Document]]:
     return [
         (method, path, operation)
         for path, item in api.openapi()["paths"].items()
@@ -86,7 +86,7 @@ def test_problems_of_one_status_share_a_response() -> None:
 
 
 def test_merging_refuses_to_describe_an_operation_twice() -> None:
-    ours = {"paths": {"/a": {"get": {}}}, "components": {"schemas": {"A": {"type": "object"}}}}
+    ours: Document = {"paths": {"/a": {"get": {}}}, "components": {"schemas": {"A": {"type": "object"}}}}
     merge_paths(ours, {"paths": {"/a": {"put": {}}}, "components": {"schemas": {"A": {"type": "object"}}}})
     assert set(ours["paths"]["/a"]) == {"get", "put"}
     with pytest.raises(ValueError, match="described twice"):

@@ -50,7 +50,7 @@ async def test_a_defect_is_told_without_its_values(
 
 @pytest.mark.parametrize("given", ["short", "x" * 65, 'forged", "level": "error', "zeile\u00e4\u00f6\u00fc12"])
 async def test_a_request_id_that_is_no_token_is_replaced(client: httpx2.AsyncClient, given: str) -> None:
-    answer = await client.get("/v1/time", headers={"X-Request-Id": given.encode()})
+    answer = await client.get("/v1/time", headers=[(b"X-Request-Id", given.encode())])
     assert answer.headers["X-Request-Id"] != given
     assert len(answer.headers["X-Request-Id"]) == 24
 

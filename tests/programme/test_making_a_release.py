@@ -77,7 +77,7 @@ async def test_the_demonstration_release_has_fourteen_sessions_and_three_hundred
     assert sorted(capacities, reverse=True) == [35] * 3 + [18] * 8 + [17] * 3
     assert (len(capacities), sum(capacities)) == (14, 300)
     assert len({pool["station"]["id"] for pool in release["pools"]}) == 5
-    assert all(pool["age_min"] <= 7 <= 11 <= pool["age_max"] for pool in release["pools"])
+    assert all(pool["age_min"] <= 7 and pool["age_max"] >= 11 for pool in release["pools"])
 
 
 async def test_sessions_of_one_title_are_dates_of_one_activity(

@@ -85,7 +85,7 @@ class Server:
 
     def child(self, word: str) -> psutil.Process:
         """Return the one child with this word in its command."""
-        (found,) = [child for child in self.children() if word in " ".join(child.cmdline())]
+        (found,) = [child for child in self.children() if word in command_of(child)]
         return found
 
     def is_ready(self) -> bool:
@@ -111,6 +111,14 @@ class Server:
             self.process.wait()
         for process in engines_in(self.data_dir):
             process.kill()
+
+
+def command_of(process: psutil.Process) -> str:
+    """Return what a process was started with; nothing once it is dead."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def engines_in(data_dir: Path) -> list[psutil.Process]:

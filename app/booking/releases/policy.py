@@ -66,6 +66,18 @@ class ReleaseSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseChanges:
+    """What a release shall be; None leaves a limit or the rules as they are."""
+
+    title: str
+    opens_at: datetime
+    closes_at: datetime
+    person_limit: int | None = None
+    account_limit: int | None = None
+    rules: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedPool:
     """What of a pool belongs to the rules. Its capacity does not: that may change, with a reason."""
 
@@ -78,6 +90,11 @@ class PublishedPool:
     age_max: int | None
     resident_unit_id: UUID | None
     waitlist_limit: int
+
+
+def to_the_millisecond(instant: datetime) -> datetime:
+    """Return the instant without its microseconds: the gate and the API know none, and all must mean the same moment."""
+    return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
 
 
 def opening_errors(opens_at: datetime, closes_at: datetime, *, now: datetime) -> Iterator[FieldError]:

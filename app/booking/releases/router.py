@@ -21,6 +21,7 @@ from app.booking.releases.schemas import (
 )
 from app.booking.releases.shown import pool_shown, release_shown, releases_shown
 from app.core.auth import Caller, CallerOrVisitor
+from app.core.clock import Clock
 from app.core.context import Now
 from app.core.db import Read, Tx, after_commit
 from app.core.etags import NOT_MODIFIED_RESPONSE, PRIVATE_REVALIDATE, tagged_response
@@ -58,6 +59,12 @@ async def _gate(request: Request) -> service.GateDoor:
     return gate
 
 
+async def _clock(request: Request) -> Clock:
+    clock: Clock = request.app.state.clock
+    return clock
+
+
+OneClock = Annotated[Clock, Depends(_clock)]
 FromCatalogue = Annotated[Catalogue, Depends(_catalogue)]
 AtTheGate = Annotated[service.GateDoor, Depends(_gate)]
 
@@ -138,7 +145,7 @@ async def change_release(
     release_id: ReleaseId,
     body: ReleaseChange,
     caller: Caller,
-    now: Now,
+    clock: OneClock,
     db: Tx,
     catalogue: FromCatalogue,
     gate: AtTheGate,
@@ -147,9 +154,9 @@ async def change_release(
 
     For staff of every station in it, and operators.
     """
-    values = body.model_dump(exclude={"reason"}, exclude_none=True)
+    wanted = service.ReleaseChanges(**body.model_dump(exclude={"reason"}))
     record = await service.change_release(
-        db, release_id, values=values, reason=body.reason, account_id=caller.account_id, now=now, gate=gate
+        db, release_id, wanted, reason=body.reason, account_id=caller.account_id, clock=clock, gate=gate
     )
     forget_after_commit(db, catalogue)
     return await release_shown(db, record)

@@ -1,6 +1,7 @@
 """Rules of making, publishing and changing releases: the door for the features that stand in front of pools."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Final, NamedTuple, Protocol
 from uuid import UUID
@@ -17,13 +18,16 @@ from app.booking.releases.policy import (
     Phase,
     PoolSpec,
     PublishedPool,
+    ReleaseChanges,
     ReleaseSpec,
     opening_errors,
     pool_errors,
     rules_version,
+    to_the_millisecond,
     total_errors,
 )
 from app.booking.releases.queries import AuditCounts, PoolRecord, ReleaseRecord
+from app.core.clock import Clock
 from app.core.db import after_commit
 from app.core.problems import FieldError, Forbidden, NotFound, ValidationFailed
 from app.stations.service import known_stations, known_units
@@ -34,6 +38,7 @@ __all__ = [
     "GateDoor",
     "PoolDetails",
     "PoolSpec",
+    "ReleaseChanges",
     "ReleaseSpec",
     "audit_release",
     "change_release",
@@ -101,6 +106,7 @@ async def create_release(
 
     Raises `ValidationFailed` naming each wrong field; those of pool 3 as `{pools_field}[3].…`.
     """
+    spec = replace(spec, opens_at=to_the_millisecond(spec.opens_at), closes_at=to_the_millisecond(spec.closes_at))
     errors = [
         *opening_errors(spec.opens_at, spec.closes_at, now=now),
         *pool_errors(spec.pools, opens_at=spec.opens_at, pools_field=pools_field),
@@ -182,21 +188,27 @@ async def publish_release(
 async def change_release(
     db: AsyncSession,
     release_id: UUID,
+    wanted: ReleaseChanges,
     *,
-    values: Mapping[str, object],
     reason: str | None,
     account_id: UUID,
-    now: datetime,
+    clock: Clock,
     gate: GateDoor,
 ) -> ReleaseRecord:
-    """Change a release, `values` being the columns that shall have another value.
+    """Change a draft in everything, or a published release before its opening in title and times, with a reason.
 
-    A draft can change in everything given; a published one before its opening in title and times, with a reason.
     Raises `NotFound`, `Forbidden`, `ReleaseFrozen`, and `ValidationFailed` naming the field.
     """
     record = await _release_to_change(db, release_id, account_id=account_id)
+    # Only now: while this waited for the lock, the release may have opened.
+    now = clock.now()
     release = record.release
-    changes = {name: value for name, value in values.items() if getattr(release, name) != value}
+    wanted = replace(
+        wanted, opens_at=to_the_millisecond(wanted.opens_at), closes_at=to_the_millisecond(wanted.closes_at)
+    )
+    changes = {
+        name: value for name, value in asdict(wanted).items() if value is not None and value != getattr(release, name)
+    }
     if release.state != "draft":
         if release.state != "published" or release.opens_at <= now or not changes.keys() <= _MOVABLE:
             raise ReleaseFrozen
@@ -204,13 +216,10 @@ async def change_release(
             raise ValidationFailed(
                 errors=[FieldError("reason", "missing", "已发布，须说明原因 / needed once published")]
             )
-    opens_at, closes_at = values["opens_at"], values["closes_at"]
-    assert isinstance(opens_at, datetime)  # noqa: S101 - what a caller in the code must know, not in the world
-    assert isinstance(closes_at, datetime)  # noqa: S101 - as above
-    errors = list(opening_errors(opens_at, closes_at, now=now))
-    if release.state == "published" and opens_at <= now:
+    errors = list(opening_errors(wanted.opens_at, wanted.closes_at, now=now))
+    if release.state == "published" and wanted.opens_at <= now:
         errors.append(FieldError("opens_at", "in_the_past", "须晚于现在 / must be after now"))
-    if any(pool.starts_at <= opens_at for pool in record.pools):
+    if any(pool.starts_at <= wanted.opens_at for pool in record.pools):
         errors.append(FieldError("opens_at", "not_before_sessions", "须早于每一场 / must be before every session"))
     if errors:
         raise ValidationFailed(errors=errors)

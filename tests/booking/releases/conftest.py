@@ -27,24 +27,24 @@ async def town(engine: AsyncEngine) -> None:
 
 
 @pytest.fixture
-async def staff(town: None, sign_in: SignIn) -> Headers:
+async def staff(town: None, sign_in: SignIn) -> Headers:  # noqa: ARG001 - its stations must be there
     """Sign in somebody who works at the first station."""
     return await sign_in("staff-1", roles=[Role.STAFF], station_id=demonstration_station_id(1))
 
 
 @pytest.fixture
-async def foreign_staff(town: None, sign_in: SignIn) -> Headers:
+async def foreign_staff(town: None, sign_in: SignIn) -> Headers:  # noqa: ARG001 - its stations must be there
     """Sign in somebody who works at the second station."""
     return await sign_in("staff-2", roles=[Role.STAFF], station_id=demonstration_station_id(2))
 
 
 @pytest.fixture
-async def operator(town: None, sign_in: SignIn) -> Headers:
+async def operator(town: None, sign_in: SignIn) -> Headers:  # noqa: ARG001 - its stations must be there
     return await sign_in("operator", roles=[Role.OPERATOR])
 
 
 @pytest.fixture
-async def resident(town: None, sign_in: SignIn) -> Headers:
+async def resident(town: None, sign_in: SignIn) -> Headers:  # noqa: ARG001 - its stations must be there
     return await sign_in("resident")
 
 

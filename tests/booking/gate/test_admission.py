@@ -1,0 +1,110 @@
+"""The queue before the script is bounded, and nobody in it is told "busy" whose claim has been counted."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from app.booking.gate.passes import PassSigner
+from tests.booking.gate.agreement import assert_agrees, seen_in_redis
+from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, make_release
+from tests.booking.gate.conftest import OpenWorker
+from tests.booking.gate.relay import Relay, relaying
+
+pytestmark = pytest.mark.anyio
+
+
+_WAIT_MS = 50
+
+
+@asynccontextmanager
+async def _stuck_script(
+    made: MadeRelease,
+    redis_url: str,
+    tmp_path: Path,
+    open_worker: OpenWorker,
+    signer: PassSigner,
+    **changes: object,
+) -> AsyncGenerator[tuple[Worker, Relay, asyncio.Task[Said]]]:
+    """Give a worker whose first claim has been counted and waits for an answer that is lost on its way."""
+    socket_path = tmp_path / "valkey.sock"
+    async with relaying(socket_path, Path(urlsplit(redis_url).path)) as relay:
+        worker = await open_worker(redis_url=SecretStr(f"unix://{socket_path}"), **changes)
+        # The script is known to the server from here on, so what is lost is an answer and not "no such script".
+        await worker.ask(Phone.with_pass(signer, made).claim())
+        relay.swallows = True
+        first = asyncio.create_task(worker.ask(Phone.with_pass(signer, made).claim()))
+        await relay.swallowed.wait()
+        try:
+            yield worker, relay, first
+        finally:
+            await worker.gate.close()
+
+
+async def test_a_full_queue_sends_newcomers_away_at_once(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    redis_url: str,
+    tmp_path: Path,
+    open_worker: OpenWorker,
+    signer: PassSigner,
+    redis: Redis,
+) -> None:
+    made = await make_release(db, capacities=(9,))
+    async with _stuck_script(made, redis_url, tmp_path, open_worker, signer, admission_queue_limit=2) as stuck:
+        worker, relay, first = stuck
+        queued = [asyncio.create_task(worker.ask(Phone.with_pass(signer, made).claim())) for _ in range(2)]
+        # They take their places in the queue in the order in which they were made.
+        await asyncio.sleep(0)
+        said = await worker.ask(Phone.with_pass(signer, made).claim())
+        assert (said.status, said.word, said.body["retryable"]) == (503, "busy", True)
+        assert said.body["retry_after_ms"] > 0
+        relay.swallows = False
+        relay.cut()
+        assert (await first).word == "gate_unreachable"
+        assert {(await one).word for one in queued} == {"confirmed"}
+        seen = await seen_in_redis(redis, made)
+        assert len(seen.state.claims) == 4
+
+
+async def test_who_waited_too_long_is_sent_away_uncounted_and_who_was_counted_is_not_called_busy(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    redis_url: str,
+    tmp_path: Path,
+    open_worker: OpenWorker,
+    signer: PassSigner,
+    redis: Redis,
+) -> None:
+    made = await make_release(db, capacities=(9,))
+    async with _stuck_script(made, redis_url, tmp_path, open_worker, signer, admission_wait_ms=_WAIT_MS) as stuck:
+        worker, relay, first = stuck
+        phones = [Phone.with_pass(signer, made) for _ in range(3)]
+        late = [asyncio.create_task(worker.ask(phone.claim())) for phone in phones]
+        await asyncio.sleep(2 * _WAIT_MS / 1000)
+        assert not first.done()
+        relay.swallows = False
+        relay.cut()
+        # Whether this one was counted is not known, and that is what it hears.
+        assert (await first).word == "gate_unreachable"
+        assert {(await one).word for one in late} == {"busy"}
+        assert len((await seen_in_redis(redis, made)).state.claims) == 2
+    patient = await open_worker()
+    assert {(await patient.ask(phone.claim())).word for phone in phones} == {"confirmed"}
+
+
+async def test_a_batch_as_large_as_the_settings_allow_is_admitted(
+    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db, capacities=(9_000,), account_limit=20)
+    worker = await open_worker(batch_limit=1_000, people_per_claim_limit=20, commit_batch_limit=2_000)
+    await worker.gate.release(made.release_id)
+    answers = await asyncio.gather(
+        *(worker.ask(Phone.with_pass(signer, made, people=20).claim()) for _ in range(440))
+    )
+    assert {said.word for said in answers} == {"confirmed"}
+    await assert_agrees(db, redis, made)

@@ -1,0 +1,32 @@
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from app.core.tasks import end_task
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_a_loop_that_asks_redis_ends_wherever_it_is_cancelled(redis: Redis, steps: int) -> None:
+    async def ask_for_ever() -> None:
+        while True:
+            await redis.ping()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues] - sync and async in one type
+
+    task = asyncio.create_task(ask_for_ever())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await end_task(task)
+    assert task.cancelled()
+
+
+async def test_what_a_task_raised_is_passed_on() -> None:
+    async def fail() -> None:
+        raise RuntimeError("info")
+
+    task = asyncio.create_task(fail())
+    await asyncio.wait({task})
+    with pytest.raises(RuntimeError, match="info"):
+        await end_task(task)

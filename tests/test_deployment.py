@@ -1,0 +1,94 @@
+"""The files that a deployment is made of say the same as the code."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final, cast
+
+import yaml
+
+from app.core.settings import ENVIRONMENT_PREFIX, Settings
+
+ROOT: Final = Path(__file__).parent.parent
+COMPOSE: Final = cast("dict[str, Any]", yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8")))
+SERVICES: Final = cast("dict[str, dict[str, Any]]", COMPOSE["services"])
+KNOWN: Final = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields}
+REQUIRED: Final = {
+    ENVIRONMENT_PREFIX + name.upper() for name, field in Settings.model_fields.items() if field.is_required()
+}
+EXAMPLE: Final = (ROOT / "deploy" / "example.env").read_text("utf-8")
+
+
+def variables_of(service: str) -> set[str]:
+    return set(cast("dict[str, str]", SERVICES[service].get("environment", {})))
+
+
+def test_every_variable_of_the_deployment_is_a_setting() -> None:
+    texts = [EXAMPLE, *((ROOT / name).read_text("utf-8") for name in ("docker-compose.yml", "Dockerfile", "README.md"))]
+    named = {name for text in texts for name in re.findall(rf"\b{ENVIRONMENT_PREFIX}[A-Z_]+[A-Z]\b", text)}
+    assert named - KNOWN == set()
+
+
+def test_the_example_environment_and_compose_name_every_setting_without_a_default() -> None:
+    given = set(re.findall(r"^(\w+)=", EXAMPLE, re.MULTILINE)) | variables_of("app")
+    assert REQUIRED - given == set()
+
+
+def test_app_and_worker_start_once_the_database_is_migrated_and_both_engines_are_healthy() -> None:
+    for service in ("app", "worker"):
+        assert SERVICES[service]["depends_on"] == {
+            "migrate": {"condition": "service_completed_successfully"},
+            "postgres": {"condition": "service_healthy"},
+            "valkey": {"condition": "service_healthy"},
+        }
+    for service in ("postgres", "valkey"):
+        assert SERVICES[service]["healthcheck"]["test"]
+        assert SERVICES[service]["volumes"]
+
+
+def test_the_app_gets_longer_to_stop_than_its_requests_do() -> None:
+    grace = re.search(r"^CLOCKTOWER_SHUTDOWN_GRACE_SECONDS=(\d+)$", EXAMPLE, re.MULTILINE)
+    assert grace is not None
+    stop_seconds = int(str(SERVICES["app"]["stop_grace_period"]).removesuffix("s"))
+    assert stop_seconds > 2 * int(grace[1]) + 5
+
+
+def test_every_command_of_the_deployment_is_one_of_clocktower() -> None:
+    for service in ("migrate", "app", "worker"):
+        subprocess.run(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", "app.cli", *cast("list[str]", SERVICES[service]["command"]), "--help"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
+
+
+def test_no_file_names_a_package_registry() -> None:
+    hosts = [".".join(parts) for parts in (("pypi", "org"), ("pythonhosted", "org"), ("registry", "npmjs", "org"))]
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607 - git of whoever tests
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    ).stdout.split("\0")
+    found = [
+        name
+        for name in tracked
+        if name and (ROOT / name).is_file()
+        for host in hosts
+        if host.encode() in (ROOT / name).read_bytes()
+    ]
+    assert found == []
+
+
+def test_the_locks_hold_hashes_for_everything_and_agree() -> None:
+    checked = subprocess.run(
+        [sys.executable, "deploy/lock.py", "--check"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+    for lock in (ROOT / "requirements.lock", ROOT / "deploy" / "runtime.lock", ROOT / "deploy" / "build.lock"):
+        text = lock.read_text("utf-8")
+        assert text.count("==") <= text.count("--hash=sha256:")
+        assert "://" not in text
