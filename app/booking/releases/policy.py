@@ -93,7 +93,7 @@ class PublishedPool:
 
 
 def to_the_millisecond(instant: datetime) -> datetime:
-    """Return the instant without its microseconds: the gate and the API know none, and all must mean the same moment."""
+    """Return the instant without its microseconds: gate and API know none, and all must mean the same moment."""
     return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
 
 
