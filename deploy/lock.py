@@ -78,7 +78,10 @@ def complaints() -> Iterator[str]:
             yield f"{name} is locked at {pins[name]}, and {requirement} is asked for"
         if (name, frozenset(requirement.extras)) not in followed:
             followed.add((name, frozenset(requirement.extras)))
-            to_follow.extend(required_by(requirement))
+            try:
+                to_follow.extend(required_by(requirement))
+            except metadata.PackageNotFoundError:
+                yield f"{name} is locked and not installed here: run `make env`"
     for name in sorted(pins.keys() - {name for name, _ in followed}):
         yield f"{name} is locked, and nothing needs it"
     everything = set(_pin_lines(LOCK))
@@ -101,7 +104,9 @@ def main() -> int:
     if arguments.check:
         found = sorted(set(complaints()))
         if found:
-            sys.stderr.write("requirements.lock is out of date, run `make lock`:\n  " + "\n  ".join(found) + "\n")
+            sys.stderr.write(
+                "requirements.lock does not fit (`make lock` makes it anew):\n  " + "\n  ".join(found) + "\n"
+            )
         return 1 if found else 0
     uv = Path(sys.executable).with_name("uv")
     upgrade = ["--upgrade"] if arguments.upgrade else []

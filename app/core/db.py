@@ -4,7 +4,7 @@ FastAPI runs the exit of a plain `yield` dependency after the response has been 
 has already been answered with 200. `scope="function"` runs it before, and that is what `Tx` uses.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Final, cast
 
@@ -46,6 +46,8 @@ def create_engine(settings: Settings) -> AsyncEngine:
         sqlalchemy_url(settings.database_url.get_secret_value()),
         pool_size=settings.database_pool_size,
         max_overflow=0,
+        # A statement's values may be a child's facts; an error that quotes them would carry them into a log.
+        hide_parameters=True,
         pool_timeout=settings.database_lock_timeout_ms / 1000,
         # No ping before each use: it would cost every request three round trips. A connection that broke meanwhile
         # costs one request a 503, and the pool throws away all that are older than the break.
@@ -73,7 +75,7 @@ def after_commit(db: AsyncSession, action: AfterCommit) -> None:
 
 
 @asynccontextmanager
-async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+async def transaction(engine: AsyncEngine) -> AsyncGenerator[AsyncSession]:
     """Open a session in one transaction; commit at the end, roll back on any error."""
     async with AsyncSession(engine, expire_on_commit=False, autoflush=False) as db:
         async with db.begin():

@@ -4,6 +4,9 @@ Revision: foundation
 Follows:
 """
 
+# SQLAlchemy leaves the parameters of some column types open where nothing infers them, as here.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -15,6 +18,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Create every table."""
     op.execute("CREATE EXTENSION IF NOT EXISTS btree_gist")
     op.create_table(
         "account",
@@ -396,6 +400,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Drop every table. The extension stays: others may use it."""
     op.drop_index(
         "uq_booking_one_holder_each_place", table_name="booking", postgresql_where=sa.text("status = 'confirmed'")
     )

@@ -73,9 +73,7 @@ def test_a_running_server_is_seeded_looked_at_and_reconciled(server: Server) -> 
     assert "cannot be granted" in nowhere.stderr
 
 
-def test_a_rehearsal_against_a_running_server_holds_and_leaves_a_gate_that_agrees(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_rehearsal_against_a_running_server_leaves_a_gate_that_agrees(server: Server, tmp_path: Path) -> None:
     at = ("--data-dir", server.data_dir)
     report = tmp_path / "rehearsal.json"
     rehearsed = clocktower("rehearse", *at, "--parents", "60", "--seconds-before", "1", "--json", report)

@@ -1,13 +1,17 @@
 import asyncio
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 import structlog
 from pydantic import SecretStr
 from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.booking.models import Pool, Release
 from app.core.clock import Clock
+from app.core.db import transaction
 from app.core.ids import new_id
 from app.core.settings import Settings
 from app.worker import HOUSEKEEPING_LOCK_KEY, open_worker, releases_in_use
@@ -31,27 +35,32 @@ async def records(engine: AsyncEngine) -> int:
         return int((await connection.execute(text("SELECT count(*) FROM idempotency_record"))).scalar_one())
 
 
-async def add_release(engine: AsyncEngine, *, state: str, closes_days_ago: float, session_in_days: float) -> object:
-    release_id = new_id()
+async def add_release(engine: AsyncEngine, *, state: str, closes_days_ago: float, session_in_days: float) -> UUID:
     now = Clock().now()
-    async with engine.begin() as connection:
-        await connection.execute(
-            text(
-                "INSERT INTO release (id, title, state, rules_version, opens_at, closes_at, person_limit, account_limit) "
-                "VALUES (:id, 'r', :state, CASE WHEN :state = 'draft' THEN NULL ELSE 'v1' END, "
-                "        :closes_at - interval '1 day', :closes_at, 1, 1)"
-            ),
-            {"id": release_id, "state": state, "closes_at": now - timedelta(days=closes_days_ago)},
-        )
-        await connection.execute(
-            text(
-                "INSERT INTO pool (id, release_id, ordinal, kind, title, during) "
-                "VALUES (:id, :release_id, 0, 'session', 'p', "
-                "        tstzrange(:starts_at, :starts_at + interval '1 hour'))"
-            ),
-            {"id": new_id(), "release_id": release_id, "starts_at": now + timedelta(days=session_in_days)},
-        )
-    return release_id
+    closes_at, starts_at = now - timedelta(days=closes_days_ago), now + timedelta(days=session_in_days)
+    release = Release(
+        id=new_id(),
+        title="暑期课程",
+        state=state,
+        rules_version=None if state == "draft" else "v1",
+        opens_at=closes_at - timedelta(days=1),
+        closes_at=closes_at,
+        person_limit=1,
+        account_limit=1,
+    )
+    pool = Pool(
+        release_id=release.id,
+        ordinal=0,
+        kind="session",
+        title="剪纸",
+        during=Range(starts_at, starts_at + timedelta(hours=1)),
+    )
+    async with transaction(engine) as db:
+        db.add(release)
+        # The pool points at it, and nothing else says in which order the two are written.
+        await db.flush()
+        db.add(pool)
+    return release.id
 
 
 async def test_expired_records_are_deleted_by_one_worker_of_the_fleet_at_a_time(

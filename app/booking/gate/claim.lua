@@ -31,6 +31,8 @@ local POOL = '<I4I4I4I4I4I4B' -- free, capacity, waiting, waitlist_limit, pendin
 local BOOKED_BYTES = 22 -- ordinal I2, place I4 (0: waiting), claim id
 local CLAIM_HEAD_BYTES = 44 -- revision I4, fingerprint 8, account 16, seq I8, decided_ms I8
 local STATUS_CONFIRMED, STATUS_WAITING = 1, 2
+-- Lua hands over some 8,000 values at once and no more; an even number keeps fields and values together.
+local UNPACK_LIMIT = 4000
 
 local pack, unpack_struct = struct.pack, struct.unpack
 
@@ -111,9 +113,11 @@ for i, claim in ipairs(claims) do
 end
 local record_of, booked_of, count_of = {}, {}, {}
 local function read_all(key, fields, into, empty)
-    if #fields == 0 then return end
-    local values = redis.call('HMGET', key, unpack(fields))
-    for i, field in ipairs(fields) do into[field] = values[i] or empty end
+    for from = 1, #fields, UNPACK_LIMIT do
+        local last = math.min(from + UNPACK_LIMIT - 1, #fields)
+        local values = redis.call('HMGET', key, unpack(fields, from, last))
+        for i = from, last do into[fields[i]] = values[i - from + 1] or empty end
+    end
 end
 read_all(KEYS[3], ids, record_of, false)
 read_all(KEYS[4], persons, booked_of, '')
@@ -267,7 +271,9 @@ local function write_all(key, changed, value_of)
         flat[#flat + 1] = field
         flat[#flat + 1] = value_of(field)
     end
-    if #flat > 0 then redis.call('HSET', key, unpack(flat)) end
+    for from = 1, #flat, UNPACK_LIMIT do
+        redis.call('HSET', key, unpack(flat, from, math.min(from + UNPACK_LIMIT - 1, #flat)))
+    end
     return #flat > 0
 end
 write_all(KEYS[3], new_claims, function(id) return new_claims[id] end)

@@ -103,8 +103,6 @@ async def test_a_batch_as_large_as_the_settings_allow_is_admitted(
     made = await make_release(db, capacities=(9_000,), account_limit=20)
     worker = await open_worker(batch_limit=1_000, people_per_claim_limit=20, commit_batch_limit=2_000)
     await worker.gate.release(made.release_id)
-    answers = await asyncio.gather(
-        *(worker.ask(Phone.with_pass(signer, made, people=20).claim()) for _ in range(440))
-    )
+    answers = await asyncio.gather(*(worker.ask(Phone.with_pass(signer, made, people=20).claim()) for _ in range(440)))
     assert {said.word for said in answers} == {"confirmed"}
     await assert_agrees(db, redis, made)

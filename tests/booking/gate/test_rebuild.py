@@ -4,6 +4,7 @@ import asyncio
 from itertools import pairwise
 
 import asyncpg
+import msgspec
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
@@ -13,8 +14,9 @@ from app.booking.gate.link import ACTIVATE, Links
 from app.booking.gate.passes import PassSigner
 from app.core.ids import new_id
 from app.core.settings import Settings
-from tests.booking.gate.agreement import assert_agrees, command, epoch_in_force
+from tests.booking.gate.agreement import assert_agrees, command, epoch_in_force, seen_in_redis
 from tests.booking.gate.builders import (
+    MadeRelease,
     Phone,
     Said,
     Worker,
@@ -99,9 +101,7 @@ async def test_a_promoted_replica_with_old_data_is_not_believed(
     before = await open_worker()
     first = await before.ask(Phone.with_pass(signer, made).claim())
     async with Redis.from_url(second_redis_url) as replica:  # pyright: ignore[reportUnknownMemberType] - untyped **kwargs
-        keys = await command(redis, "KEYS", f"ct:{{{made.release_id.hex}}}:*")
-        for key in keys:
-            await command(replica, "RESTORE", key, 0, await command(redis, "DUMP", key))
+        await _copy(made, redis, replica)
         # The copy is a claim behind.
         second = await before.ask(Phone.with_pass(signer, made).claim())
         after = await open_worker(redis_url=SecretStr(second_redis_url))
@@ -115,6 +115,35 @@ async def test_a_promoted_replica_with_old_data_is_not_believed(
     # The old server comes back with its own old state: a winner there is stale, and it is rebuilt too.
     said = await _ask_until_decided(before, Phone.with_pass(signer, made))
     assert said.word == "sold_out"
+
+
+async def test_a_promoted_replica_does_not_say_sold_out_of_a_place_that_was_given_back_since(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    open_worker: OpenWorker,
+    signer: PassSigner,
+    redis: Redis,
+    second_redis_url: str,
+) -> None:
+    # No constraint in PostgreSQL would ever find this out: only the identity of the server tells.
+    made = await make_release(db, capacities=(1,))
+    before = await open_worker()
+    said = await before.ask(Phone.with_pass(signer, made).claim())
+    await before.gate.rebuild(made.release_id)
+    async with Redis.from_url(second_redis_url) as replica:  # pyright: ignore[reportUnknownMemberType] - untyped **kwargs
+        await _copy(made, redis, replica)
+        await db.execute("UPDATE booking SET status = 'cancelled' WHERE pool_id = $1", made.pools[0])
+        await db.execute("UPDATE claim SET state = 'cancelled', revision = 2 WHERE id = $1", said.body["claim"])
+        await before.gate.sweep(made.release_id)
+        after = await open_worker(redis_url=SecretStr(second_redis_url))
+        newcomer = await _ask_until_decided(after, Phone.with_pass(signer, made))
+        assert newcomer.word == "confirmed"
+        await assert_agrees(db, replica, made)
+
+
+async def _copy(made: MadeRelease, source: Redis, target: Redis) -> None:
+    """Copy the state of a release, as replication does."""
+    for key in await command(source, "KEYS", f"ct:{{{made.release_id.hex}}}:*"):
+        await command(target, "RESTORE", key, 0, await command(source, "DUMP", key))
 
 
 async def test_claims_during_rebuilds_fill_every_place_once(
@@ -190,6 +219,23 @@ async def test_a_lost_free_map_is_a_contradiction_and_not_sold_out(
     assert said.word == "confirmed"
     assert await epoch_of(db, made) == 2
     await assert_agrees(db, redis, made)
+
+
+async def test_no_newcomer_passes_a_waiter_even_where_a_place_is_free(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db, capacities=(2,), waitlist_limit=3)
+    for _ in range(3):
+        await worker.ask(Phone.with_pass(signer, made).claim(waitlist=True))
+    keys = EpochKeys(made.release_id, 1)
+    # No path of ours frees a place while somebody waits; should one ever, the script still knows the order.
+    seen = await seen_in_redis(redis, made)
+    counts = msgspec.structs.replace(seen.counts[0], free=1, hint_byte=0)
+    await command(redis, "HSET", keys.pools, 0, counts.pack())
+    await command(redis, "SETBIT", keys.free_map(0), 1, 1)
+    said = await worker.ask(Phone.with_pass(signer, made).claim())
+    assert said.word in {"full", "sold_out"}
+    assert (await worker.ask(Phone.with_pass(signer, made).claim(waitlist=True))).word == "waitlisted"
 
 
 async def test_a_redis_that_gives_a_place_away_twice_is_found_out_and_rebuilt(
