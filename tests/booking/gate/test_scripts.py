@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, ClassVar, cast
 
+import msgspec
 from hypothesis import Phase
 from hypothesis import settings as bounds
 from hypothesis import strategies as st
@@ -162,6 +163,9 @@ class GateMachine(RuleBasedStateMachine):
     @rule(orders=st.lists(ORDERS, min_size=1, max_size=6))
     def claims_of_one_tick(self, orders: list[Order]) -> None:
         """Several claims, repeated ids among them, and the confirmations that ride along."""
+        self._claims(orders)
+
+    def _claims(self, orders: list[Order]) -> None:
         confirmed, self.unconfirmed = self.unconfirmed, []
         answers = self.runner.run(self._claim(orders, confirmed))
         for claim_id in confirmed:
@@ -173,11 +177,12 @@ class GateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.reference.pending - set(self.truth.claims))
     @rule(data=st.data())
     def postgresql_commits(self, data: st.DataObject) -> None:
-        """A claim gets into PostgreSQL; its confirmation rides on a later call, or is lost."""
-        claim_id = data.draw(st.sampled_from(sorted(self.reference.pending - set(self.truth.claims))))
-        self.truth.claims[claim_id] = self.reference.claims[claim_id]
-        if data.draw(st.integers(0, 3)):
-            self.unconfirmed.append(claim_id)
+        """Claims get into PostgreSQL; their confirmations ride on a later call, or are lost."""
+        waiting = sorted(self.reference.pending - set(self.truth.claims))
+        for claim_id in data.draw(st.lists(st.sampled_from(waiting), min_size=1, unique=True)):
+            self.truth.claims[claim_id] = self.reference.claims[claim_id]
+            if data.draw(st.integers(0, 3)):
+                self.unconfirmed.append(claim_id)
 
     @precondition(lambda self: self.reference.pending - set(self.truth.claims))
     @rule(data=st.data())
@@ -202,11 +207,11 @@ class GateMachine(RuleBasedStateMachine):
         ]
         if not live:
             return
-        claim_id, at = data.draw(st.sampled_from(live))
-        was = self.truth.claims[claim_id].booked[at]
-        self.truth.change(claim_id, at, Status.CANCELLED, was.number)
-        if was.status is Status.CONFIRMED:
-            self.truth.hand_over((was.ordinal, was.number))
+        for claim_id, at in data.draw(st.lists(st.sampled_from(live), min_size=1, max_size=4, unique=True)):
+            was = self.truth.claims[claim_id].booked[at]
+            self.truth.change(claim_id, at, Status.CANCELLED, was.number)
+            if was.status is Status.CONFIRMED:
+                self.truth.hand_over((was.ordinal, was.number))
 
     @precondition(lambda self: self.truth.behind)
     @rule(data=st.data())
@@ -234,22 +239,30 @@ class GateMachine(RuleBasedStateMachine):
         self._tell(sorted(self.truth.behind))
         self._settle(unparked=places)
 
-    @rule(hours=st.sampled_from(["open", "open", "before", "after"]))
-    def the_hour_changes(self, hours: str) -> None:
-        """The release has not opened, is open, or has closed."""
-        self.reference.hours.opens_ms, self.reference.hours.closes_ms = HOURS[hours]
+    @rule(hours=st.sampled_from(["before", "after"]), orders=st.lists(ORDERS, min_size=1, max_size=3))
+    def claims_out_of_hours(self, hours: str, orders: list[Order]) -> None:
+        """The release has not opened, or has closed; whoever won before hears of it all the same."""
+        self._set_hours(hours)
+        self._claims(orders)
+        self._set_hours("open")
+
+    def _set_hours(self, hours: str) -> None:
         opens_ms, closes_ms = HOURS[hours]
+        self.reference.hours.opens_ms, self.reference.hours.closes_ms = opens_ms, closes_ms
         self._command("HSET", self.release.keys.meta, "opens_ms", opens_ms, "closes_ms", closes_ms)
 
-    @rule(ordinal=st.sampled_from(range(len(CAPACITIES))), is_open=st.booleans())
-    def a_pool_is_cancelled_or_opened(self, ordinal: int, *, is_open: bool) -> None:
-        """Staff cancel a pool, or a mistake is undone."""
-        pool = self.reference.pools[ordinal]
-        pool.is_open = is_open
+    @rule(ordinal=st.sampled_from(range(len(CAPACITIES))), orders=st.lists(ORDERS, min_size=1, max_size=3))
+    def claims_while_a_pool_is_cancelled(self, ordinal: int, orders: list[Order]) -> None:
+        """Staff cancel a pool; later the mistake is undone."""
+        self._set_open(ordinal, is_open=False)
+        self._claims(orders)
+        self._set_open(ordinal, is_open=True)
+
+    def _set_open(self, ordinal: int, *, is_open: bool) -> None:
+        self.reference.pools[ordinal].is_open = is_open
         (packed,) = self._command("HGET", self.release.keys.pools, ordinal)
-        counts = PoolCounts.unpack(cast("bytes", packed))
-        changed = PoolCounts(*[getattr(counts, name) for name in counts.__struct_fields__[:-1]], is_open=is_open)
-        self._command("HSET", self.release.keys.pools, ordinal, changed.pack())
+        counts = msgspec.structs.replace(PoolCounts.unpack(cast("bytes", packed)), is_open=is_open)
+        self._command("HSET", self.release.keys.pools, ordinal, counts.pack())
 
     @rule(order=ORDERS)
     def another_epoch_is_refused(self, order: Order) -> None:
@@ -392,7 +405,7 @@ def test_the_scripts_do_what_the_reference_says(settings: Settings) -> None:
         OnTheServerOfTheTests,
         settings=bounds(
             max_examples=100,
-            stateful_step_count=40,
+            stateful_step_count=60,
             deadline=None,
             # The same steps each time: a failure here is a defect, never bad luck.
             derandomize=True,
