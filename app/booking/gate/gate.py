@@ -7,21 +7,20 @@ from typing import Any, Final, NamedTuple, TypeVar, assert_never, cast
 from uuid import UUID
 
 import asyncpg
-import msgspec
 import structlog
 from redis.exceptions import RedisError
 
 from app.booking.gate import errors
-from app.booking.gate.admission import Admission, Order, ScriptAnswer
+from app.booking.gate.admission import Admission, Order
 from app.booking.gate.ledger import Ledger, Verdict, Winner
 from app.booking.gate.link import Links
 from app.booking.gate.rebuild import Because, read_release, rebuild
 from app.booking.gate.records import ClaimRecord, PoolCounts
+from app.booking.gate.refusals import refusal_of
 from app.booking.gate.settlement import Settlement
 from app.booking.gate.state import Release
 from app.booking.gate.sweep import sweep_release
-from app.booking.gate.wire import booking_view
-from app.core.clock import Clock, from_ms, iso
+from app.core.clock import Clock
 from app.core.problems import IdempotencyMismatch, NotFound, Problem, jittered_ms
 from app.core.settings import Settings
 
@@ -30,11 +29,13 @@ _T = TypeVar("_T")
 
 _LINKS: Final = 4
 _REBUILD_RETRY_MS: Final = 500
-_FULL_RETRY_MS: Final = 300
 # How long a request waits for the state of a release to be found or made; a small one takes milliseconds.
 _ENTER_WAIT_SECONDS: Final = 2.0
 # How often one claim is judged anew when the state under it had to be rebuilt.
 _JUDGED_AGAIN_LIMIT: Final = 3
+# Releases whose state this worker looks for, or makes, at one time: guessed ids must not take every connection from the
+# commits.
+_ENTERING_LIMIT: Final = 2
 # For how long a release that does not exist is remembered as such, so that guessing ids costs PostgreSQL nothing.
 _ABSENT_SECONDS: Final = 1.0
 _ABSENT_LIMIT: Final = 10_000
@@ -90,6 +91,7 @@ class Gate:
         self._links = Links(settings, _LINKS)
         self._rooms: dict[UUID, _Room] = {}
         self._entering: dict[UUID, asyncio.Task[_Room]] = {}
+        self._entrance = asyncio.Semaphore(_ENTERING_LIMIT)
         self._absent: dict[UUID, float] = {}
         self._condemned: dict[UUID, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -137,7 +139,7 @@ class Gate:
             room = await self._room(release_id)
             try:
                 answer = await room.admission.admit(order)
-                refusal = None if answer.code in "TWPK" else self._refusal(room.release, answer)
+                refusal = None if answer.code in "TWPK" else refusal_of(room.release, answer)
             except errors.NotInForce:
                 self._leave(room)
                 continue
@@ -347,7 +349,8 @@ class Gate:
             async with self._links.lend() as link:
                 release = await read_release(link, release_id)
             if release is None or (condemned is not None and release.epoch <= condemned):
-                release = await rebuild(self._database, self._links, release_id, Because(condemned))
+                async with self._entrance:
+                    release = await rebuild(self._database, self._links, release_id, Because(condemned))
                 log.info("gate_rebuilt", release=str(release_id), epoch=release.epoch)
         except (RedisError, OSError, errors.GateError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             # Here once, and not for each of those who wait for it.
@@ -384,51 +387,3 @@ class Gate:
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Problem):
             # Whatever it was to do is found again by the sweep.
             log.warning("gate_task_failed", error=type(error).__name__)
-
-    def _refusal(self, release: Release, answer: ScriptAnswer) -> Problem:
-        """Return the problem for a letter of the script."""
-        match answer.code:
-            case "G":
-                return errors.SoldOut(extra={"final": True})
-            case "F":
-                return errors.Full(retry_after_ms=jittered_ms(_FULL_RETRY_MS), extra={"final": False})
-            case "N":
-                opens_ms = int.from_bytes(answer.detail, "little")
-                return errors.NotOpenYet(
-                    retry_after_ms=max(opens_ms - answer.now_ms, 1),
-                    extra={"opens_at": iso(from_ms(opens_ms)), "server_time": iso(from_ms(answer.now_ms))},
-                )
-            case "Z":
-                return errors.Closed(extra={"closes_at": iso(from_ms(release.setup.closes_ms))})
-            case "B":
-                return _already_booked(release, answer.detail)
-            case "L":
-                whose = "person" if answer.detail[:1] == b"p" else "account"
-                setup = release.setup
-                limit: dict[str, object] = {
-                    "of": whose,
-                    "places": setup.person_limit if whose == "person" else setup.account_limit,
-                }
-                if whose == "person":
-                    limit["person"] = str(UUID(bytes=answer.detail[1:17]))
-                return errors.LimitReached(extra={"limit": limit})
-            case "X":
-                return errors.PassExpired()
-            case "M":
-                return IdempotencyMismatch()
-            case letter:
-                raise errors.Contradiction(letter)
-
-
-def _already_booked(release: Release, detail: bytes) -> errors.AlreadyBooked:
-    holder, person = UUID(bytes=detail[:16]), detail[16:32]
-    ordinal, packed = int.from_bytes(detail[32:34], "little"), detail[38:]
-    if not packed:
-        # A person holds a place under a claim that is not there.
-        raise errors.Contradiction(str(holder))
-    record = ClaimRecord.unpack(holder, packed)
-    for entry in record.entries:
-        if entry.person == person and entry.ordinal == ordinal:
-            booking = msgspec.to_builtins(booking_view(release, record, entry))
-            return errors.AlreadyBooked(extra={"claim": str(holder), "booking": booking})
-    raise errors.Contradiction(str(holder))

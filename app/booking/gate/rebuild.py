@@ -110,6 +110,7 @@ async def rebuild(database: asyncpg.Pool, links: Links, release_id: UUID, becaus
         async with connection.transaction():
             await connection.execute(_LOCK_ALONE, release_id)
             loader = await _read_and_load(connection, link, release_id)
+        (before,) = await link.commands([["HGET", meta_key(release_id), "epoch"]])
         # From here on no claim of the old epoch can be committed; now nobody may be admitted under it either.
         keys: list[str] = [meta_key(release_id), *sorted(loader.loaded)]
         setup = loader.setup
@@ -117,8 +118,8 @@ async def rebuild(database: asyncpg.Pool, links: Links, release_id: UUID, becaus
         reply = await link.run(ACTIVATE, keys, arguments)
         if reply != b"O":
             raise NotInForce(reply.decode())
-        if because.epoch is not None and because.epoch < setup.epoch:
-            old = EpochKeys(release_id, because.epoch)
+        if before is not None and int(cast("bytes", before)) < setup.epoch:
+            old = EpochKeys(release_id, int(cast("bytes", before)))
             await link.commands([["UNLINK", *old.everything(len(setup.pools))]])
         return Release(setup, link.identity)
 

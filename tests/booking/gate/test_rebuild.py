@@ -2,6 +2,7 @@
 
 import asyncio
 from itertools import pairwise
+from typing import cast
 
 import asyncpg
 import msgspec
@@ -369,3 +370,21 @@ async def test_other_releases_do_not_notice_a_rebuild(
     finally:
         await blocker.close()
     await assert_agrees(db, redis, other)
+
+
+async def test_a_rebuild_leaves_nothing_of_the_epoch_before(
+    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db, capacities=(2, 2), waitlist_limit=2)
+    worker, by_hand = await open_worker(), await open_worker()
+    for n in range(6):
+        await worker.ask(Phone.with_pass(signer, made).claim(n % 2, waitlist=True))
+
+    # From a process that has never met the release, as by hand.
+    await by_hand.gate.rebuild(made.release_id)
+
+    epoch = await epoch_of(db, made)
+    found = cast("list[bytes]", await command(redis, "KEYS", f"ct:{{{made.release_id.hex}}}:*"))
+    keys = {key.decode() for key in found}
+    assert keys
+    assert keys <= {meta_key(made.release_id), *EpochKeys(made.release_id, epoch).everything(len(made.pools))}
