@@ -71,6 +71,8 @@ def rehearse_embedded(options: RehearsalOptions, reports: Reports, *, workers: i
 
     `options` gives all but the address and the operator. Returns the exit status.
     """
+    # Before a server is started for it, which takes seconds.
+    reports.require_writable()
     log_path = Path(tempfile.mkstemp(prefix="clocktower-rehearsal-", suffix=".log")[1])
     data_dir = Path(tempfile.mkdtemp(prefix="clocktower-rehearsal-"))
     status = EXIT_WRONG
@@ -92,7 +94,7 @@ def rehearse_embedded(options: RehearsalOptions, reports: Reports, *, workers: i
     finally:
         shutil.rmtree(data_dir, ignore_errors=True)
         if status == 0:
-            log_path.unlink()
+            log_path.unlink(missing_ok=True)
         else:
             say(f"The server's log is {log_path}.")
     return status

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, cast
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from app.booking.gate.admission import Order
 from app.booking.gate.errors import NotEligible, PassInvalid
@@ -23,6 +24,7 @@ from app.core.clock import from_ms, iso
 from app.core.problems import (
     PROBLEM_MEDIA_TYPE,
     FieldError,
+    InternalError,
     MalformedJson,
     MethodNotAllowed,
     NotAuthenticated,
@@ -36,6 +38,8 @@ CLAIM_PATH: Final = "/v1/claims/"
 RELEASE_PATH: Final = "/v1/releases/"
 AVAILABILITY_SUFFIX: Final = "/availability"
 JSON_MEDIA_TYPE: Final = "application/json"
+
+log = structlog.get_logger(__name__)
 
 _request_ids = itertools.count()
 _request_prefix = secrets.token_hex(4)
@@ -109,6 +113,10 @@ class Desk:
             return await self._availability(request)
         except Problem as problem:
             return problem_answer(problem, request.headers.get("accept-language"))
+        except Exception:
+            # A defect of ours. The phone hears it in the form of every other refusal, and may try again.
+            log.exception("gate_failed", method=request.method)
+            return problem_answer(InternalError(), request.headers.get("accept-language"))
 
     async def _put_claim(self, request: Request) -> Answer:
         claim_id = _id_in_path(request.path[len(CLAIM_PATH) :], "claim_id")
