@@ -102,21 +102,24 @@ class Desk:
     async def answer(self, request: Request) -> Answer:
         """Answer a request. Never raises: what goes wrong is an answer too."""
         try:
-            if request.path.startswith(CLAIM_PATH):
-                match request.method:
-                    case "PUT":
-                        return await self._put_claim(request)
-                    case "GET" | "HEAD":
-                        return await self._get_claim(request)
-                    case _:
-                        raise MethodNotAllowed(extra={"allow": ["GET", "HEAD", "PUT", "DELETE"]})
-            return await self._availability(request)
+            return await self._answer(request)
         except Problem as problem:
             return problem_answer(problem, request.headers.get("accept-language"))
         except Exception:
             # A defect of ours. The phone hears it in the form of every other refusal, and may try again.
             log.exception("gate_failed", method=request.method)
             return problem_answer(InternalError(), request.headers.get("accept-language"))
+
+    async def _answer(self, request: Request) -> Answer:
+        if not request.path.startswith(CLAIM_PATH):
+            return await self._availability(request)
+        match request.method:
+            case "PUT":
+                return await self._put_claim(request)
+            case "GET" | "HEAD":
+                return await self._get_claim(request)
+            case _:
+                raise MethodNotAllowed(extra={"allow": ["GET", "HEAD", "PUT", "DELETE"]})
 
     async def _put_claim(self, request: Request) -> Answer:
         claim_id = _id_in_path(request.path[len(CLAIM_PATH) :], "claim_id")
