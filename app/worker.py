@@ -17,7 +17,9 @@ from uuid import UUID
 import asyncpg
 import structlog
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy import exists, func, or_, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -47,6 +49,8 @@ BATCHES_MAX: Final = 100
 HOUSEKEEPING_LOCK_KEY: Final = 0x434C_4F43_4B44
 _REDIS_CONNECTIONS: Final = 2
 
+# After these no release can be swept. Whatever else goes wrong with one is that release's own trouble.
+_ENGINE_GONE: Final = (OSError, RedisConnectionError, RedisTimeoutError, asyncpg.PostgresConnectionError)
 _ENGINE_ERRORS: Final = (OSError, RedisError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
@@ -137,7 +141,7 @@ class Worker:
     async def _sweep_one(self, release_id: UUID) -> bool:
         try:
             await self._gate.sweep(release_id)
-        except _ENGINE_ERRORS:
+        except _ENGINE_GONE:
             raise
         except Problem as problem:
             # Its state is being rebuilt, or cannot be: the gate says which.

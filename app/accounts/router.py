@@ -23,7 +23,7 @@ from app.core.db import Read, Tx
 from app.core.openapi import problems
 from app.core.problems import Forbidden, NotFound
 from app.core.web.answers import problem_response
-from app.core.web.routing import ApiRouter
+from app.core.web.routing import ApiRouter, keeps_no_answer
 from app.wechat.client import WeChatClient
 from app.wechat.errors import (
     WeChatAccountBlocked,
@@ -55,6 +55,7 @@ router = ApiRouter()
         WeChatFailure,
     ),
 )
+@keeps_no_answer
 async def sign_in(body: SignIn, request: Request, db: Tx, now: Now, settings: Configured) -> TokenPair:
     """Exchange a code from `wx.login` for tokens. The first sign-in of a WeChat user registers the account.
 
@@ -74,6 +75,7 @@ async def sign_in(body: SignIn, request: Request, db: Tx, now: Now, settings: Co
     response_model=TokenPair,
     responses=problems(RefreshTokenInvalid, RefreshTokenReused, AccountBlocked),
 )
+@keeps_no_answer
 async def refresh(
     body: RefreshTokenBody, request: Request, db: Tx, now: Now, settings: Configured
 ) -> TokenPair | Response:
@@ -90,6 +92,7 @@ async def refresh(
 
 
 @router.post("/v1/auth/logout", tags=["auth"], summary="Sign out", status_code=204)
+@keeps_no_answer
 async def sign_out(body: RefreshTokenBody, db: Tx, now: Now) -> None:
     """Revoke every refresh token of this sign-in. An access token lives on until it expires: forget it.
 

@@ -8,12 +8,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Final, cast
 
+import structlog
 from fastapi import Depends, Request
 from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 from app.core.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 # Every constraint has a name, so that an error can be told by it and a migration can drop it.
 NAMING: Final = {
@@ -82,7 +85,11 @@ async def transaction(engine: AsyncEngine) -> AsyncGenerator[AsyncSession]:
             yield db
         actions = cast("list[AfterCommit]", db.info.pop(_AFTER_COMMIT_KEY, []))
     for action in actions:
-        await action()
+        try:
+            await action()
+        except Exception:
+            # The write is committed, and its answer is yes. What the action would have done is found again later.
+            log.exception("after_commit_failed")
 
 
 async def _tx(request: Request) -> AsyncIterator[AsyncSession]:

@@ -261,6 +261,13 @@ class Settings(BaseSettings):
         le=120_000,
         description="Milliseconds after which a commit's outcome counts as unknown and is settled by insert.",
     )
+    rebuild_timeout_seconds: int = Field(
+        default=60,
+        ge=1,
+        le=600,
+        description="Seconds after which a rebuild of one release is given up and tried anew: a million places take "
+        "some ten.",
+    )
     commit_retry_limit: int = Field(
         default=5,
         ge=0,

@@ -12,8 +12,9 @@ from collections import deque
 from typing import Final, NamedTuple
 
 import structlog
+from redis.exceptions import ResponseError
 
-from app.booking.gate.errors import Busy, Contradiction, NotInForce
+from app.booking.gate.errors import Busy, Contradiction, NotInForce, contradiction_in
 from app.booking.gate.link import CLAIM, Argument, Links
 from app.booking.gate.state import Release
 from app.core.problems import jittered_ms
@@ -106,7 +107,9 @@ class Admission:
         """
         waiting = len(self._queue) + len(self._retries)
         is_retry = order.claim_id in self._known
-        if waiting >= self._settings.admission_queue_limit and not is_retry:
+        # A retry may find room when newcomers do not, but not without bound: an outage makes everybody a retry.
+        limit = self._settings.admission_queue_limit * (2 if is_retry else 1)
+        if waiting >= limit:
             raise Busy(retry_after_ms=jittered_ms(_BUSY_RETRY_MS))
         future: asyncio.Future[ScriptAnswer] = asyncio.get_running_loop().create_future()
         (self._retries if is_retry else self._queue).append(_Waiting(order, future, time.monotonic()))
@@ -209,10 +212,8 @@ class Admission:
             names.extend(release.free_maps[ordinal] for ordinal in ordinals)
             try:
                 reply = await link.run(CLAIM, names, arguments)
-            except Exception as error:
-                if "CONTRADICTION" in str(error):
-                    raise Contradiction(str(error)) from error
-                raise
+            except ResponseError as error:
+                raise contradiction_in(error) or error from None
         return parse_answers(reply, len(orders))
 
 

@@ -94,6 +94,7 @@ load_pools(ordinals)
 for _, id in ipairs(confirmed) do
     if redis.call('ZREM', KEYS[6], id) == 1 then
         local record = redis.call('HGET', KEYS[3], id)
+        if not record then error('CONTRADICTION a claim is pending and not there') end
         for at = CLAIM_HEAD_BYTES + 1, #record, 23 do
             local ordinal, place = unpack_struct('<I2I4', record, at + 16)
             if not pools[ordinal] then load_pools({ordinal}) end

@@ -3,6 +3,7 @@
 Whatever can be checked without asking anybody is checked here, in memory, before a claim joins the queue.
 """
 
+import asyncio
 import itertools
 import secrets
 from hashlib import blake2b
@@ -89,6 +90,7 @@ class Desk:
         self._choices_limit = gate.settings.choices_per_claim_limit
         self._limit = AccountLimit(gate.settings.claim_rate_per_second, gate.clock.now_ms)
         self._polls: dict[UUID, _Poll] = {}
+        self._asking: dict[UUID, asyncio.Task[_Poll]] = {}
 
     @staticmethod
     def is_mine(method: str, path: str, authorization: str) -> bool:
@@ -153,13 +155,26 @@ class Desk:
         now_seconds = self._gate.clock.now_ms() / 1000
         poll = self._polls.get(release_id)
         if poll is None or poll.until_seconds <= now_seconds:
-            seen = await self._gate.availability(release_id)
-            poll = _poll_of(seen, now_seconds + self._gate.settings.availability_age_ms / 1000)
-            self._polls[release_id] = poll
+            poll = await self._fresh_poll(release_id)
         headers = [("etag", poll.etag), ("cache-control", "no-cache")]
         if poll.etag in request.headers.get("if-none-match", ""):
             return Answer(304, headers, b"")
         return Answer(200, [*headers, ("content-type", JSON_MEDIA_TYPE)], poll.body)
+
+    async def _fresh_poll(self, release_id: UUID) -> _Poll:
+        """Ask Redis once for all who ask at this moment: pollers must not take the links from the claims."""
+        asking = self._asking.get(release_id)
+        if asking is None:
+            asking = asyncio.get_running_loop().create_task(self._ask(release_id))
+            self._asking[release_id] = asking
+            asking.add_done_callback(lambda _: self._asking.pop(release_id, None))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, release_id: UUID) -> _Poll:
+        seen = await self._gate.availability(release_id)
+        until_seconds = (self._gate.clock.now_ms() + self._gate.settings.availability_age_ms) / 1000
+        poll = self._polls[release_id] = _poll_of(seen, until_seconds)
+        return poll
 
     def _pass_in(self, request: Request) -> Pass:
         scheme, _, text = request.headers.get("authorization", "").partition(" ")

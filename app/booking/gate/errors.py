@@ -154,6 +154,11 @@ class Contradiction(GateError):  # noqa: N818 - the protocol's word
     reason = "contradiction"
 
 
+def contradiction_in(error: Exception) -> Contradiction | None:
+    """Return the contradiction that a script stopped at, or None where the error is another."""
+    return Contradiction(str(error)) if "CONTRADICTION" in str(error) else None
+
+
 class NotInForce(GateError):  # noqa: N818 - the protocol's word
     """No usable state in Redis: none at all, built on another server, or of another epoch."""
 

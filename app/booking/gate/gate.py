@@ -25,6 +25,8 @@ from app.core.problems import IdempotencyMismatch, NotFound, Problem, jittered_m
 from app.core.settings import Settings
 
 log = structlog.get_logger(__name__)
+# What can be the matter with the engines, or with a release's state. TimeoutError is an OSError.
+_OUT_OF_REACH: Final = (RedisError, OSError, errors.GateError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _T = TypeVar("_T")
 
 _LINKS: Final = 4
@@ -36,6 +38,8 @@ _JUDGED_AGAIN_LIMIT: Final = 3
 # Releases whose state this worker looks for, or makes, at one time: guessed ids must not take every connection from the
 # commits.
 _ENTERING_LIMIT: Final = 2
+# Releases that wait for that; whoever asks for one more is told 503.
+_ENTERING_QUEUE_LIMIT: Final = 100
 # For how long a release that does not exist is remembered as such, so that guessing ids costs PostgreSQL nothing.
 _ABSENT_SECONDS: Final = 1.0
 _ABSENT_LIMIT: Final = 10_000
@@ -78,7 +82,7 @@ class _Room:
         self.release = release
         self.admission = Admission(release, links, settings)
         self.ledger = Ledger(release, database, settings)
-        self.settlement = Settlement(release, links, database)
+        self.settlement = Settlement(release, links, database, timeout_seconds=settings.commit_timeout_ms / 1000)
 
 
 class Gate:
@@ -107,7 +111,8 @@ class Gate:
                 "application_name": "clocktower-gate",
                 # A yes is durable before it is spoken, whatever the server's default says.
                 "synchronous_commit": "on",
-                "lock_timeout": str(settings.commit_timeout_ms),
+                # Shorter than our own time-out, so that the server's "certainly not" comes before our "who knows".
+                "lock_timeout": str(settings.commit_timeout_ms * 4 // 5),
                 "jit": "off",
             },
         )
@@ -222,6 +227,7 @@ class Gate:
         try:
             async with self._links.lend() as link:
                 if link.identity != room.release.identity:
+                    await link.drop()
                     self._leave(room)
                     raise self._rebuilding()
                 packed, deadline, epoch = await link.commands(
@@ -264,6 +270,9 @@ class Gate:
             self._leave(room)
             raise self._rebuilding()
         packed = cast("dict[bytes, bytes]", pools)
+        if len(packed) < len(room.release.pool_ids):
+            self._condemn(room, because="contradiction")
+            raise self._rebuilding()
         seconds, microseconds = cast("list[bytes]", time)
         return Availability(
             room.release,
@@ -295,7 +304,7 @@ class Gate:
         """Rebuild a release's state, whatever stands there now. Raises `NotFound`, and the drivers' errors."""
         room = self._rooms.get(release_id)
         seen = room.release.epoch if room else None
-        release = await rebuild(self._database, self._links, release_id, Because(seen, insist=True))
+        release = await self._rebuild(release_id, Because(seen, insist=True))
         self._absent.pop(release_id, None)
         self._rooms[release_id] = _Room(release, self._links, self._database, self.settings)
         log.info("gate_rebuilt", release=str(release_id), epoch=release.epoch)
@@ -305,7 +314,7 @@ class Gate:
         try:
             room = await self._room(release_id)
             await room.settlement.settle(claim_ids)
-        except (Problem, errors.GateError, RedisError, OSError, asyncpg.PostgresError) as error:
+        except (Problem, *_OUT_OF_REACH) as error:
             log.warning("gate_settling_left_to_sweep", release=str(release_id), error=type(error).__name__)
 
     async def sweep(self, release_id: UUID) -> None:
@@ -325,6 +334,8 @@ class Gate:
             raise NotFound
         entering = self._entering.get(release_id)
         if entering is None:
+            if len(self._entering) >= _ENTERING_QUEUE_LIMIT:
+                raise self._rebuilding()
             entering = self._spawn(self._enter(release_id))
             self._entering[release_id] = entering
             entering.add_done_callback(lambda _: self._entering.pop(release_id, None))
@@ -337,8 +348,7 @@ class Gate:
                 self._absent.clear()
             self._absent[release_id] = loop.time() + _ABSENT_SECONDS
             raise
-        except (RedisError, OSError, errors.GateError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            # TimeoutError is an OSError.
+        except _OUT_OF_REACH:
             raise self._rebuilding() from None
 
     async def _enter(self, release_id: UUID) -> _Room:
@@ -350,9 +360,9 @@ class Gate:
                 release = await read_release(link, release_id)
             if release is None or (condemned is not None and release.epoch <= condemned):
                 async with self._entrance:
-                    release = await rebuild(self._database, self._links, release_id, Because(condemned))
+                    release = await self._rebuild(release_id, Because(condemned))
                 log.info("gate_rebuilt", release=str(release_id), epoch=release.epoch)
-        except (RedisError, OSError, errors.GateError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except _OUT_OF_REACH as error:
             # Here once, and not for each of those who wait for it.
             log.warning("gate_cannot_enter", release=str(release_id), error=type(error).__name__)
             raise
@@ -360,6 +370,10 @@ class Gate:
         room = _Room(release, self._links, self._database, self.settings)
         self._rooms[release_id] = room
         return room
+
+    async def _rebuild(self, release_id: UUID, because: Because) -> Release:
+        timeout_seconds = self.settings.rebuild_timeout_seconds
+        return await rebuild(self._database, self._links, release_id, because, timeout_seconds=timeout_seconds)
 
     def _leave(self, room: _Room) -> None:
         if self._rooms.get(room.release.release_id) is room:

@@ -15,6 +15,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
+from app.booking.gate.database import borrowed
 from app.booking.gate.records import ClaimRecord, Status
 from app.booking.gate.state import Release
 from app.core.settings import Settings
@@ -102,11 +103,6 @@ class Ledger:
             self._pump = asyncio.get_running_loop().create_task(self._run())
         return future
 
-    @property
-    def open_count(self) -> int:
-        """Return how many claims are between script and PostgreSQL here."""
-        return len(self._open)
-
     async def drained(self) -> None:
         """Wait until nothing is between script and PostgreSQL here."""
         while self._pump is not None:
@@ -143,7 +139,7 @@ class Ledger:
                 refused += isinstance(error, _AGAIN_AT_ONCE)
                 if refused > self._settings.commit_retry_limit:
                     break
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 # The reply was lost, or the server never reached: it may be in. Writing again is harmless, because
                 # the first writer of a claim id decides and the same row comes to the same.
                 pass
@@ -185,7 +181,7 @@ class Ledger:
 
     async def _write(self, winners: Sequence[Winner]) -> dict[UUID, str]:
         timeout_seconds = self._settings.commit_timeout_ms / 1000
-        async with asyncio.timeout(timeout_seconds), self._database.acquire() as connection:
+        async with borrowed(self._database, timeout_seconds=timeout_seconds) as connection:
             rows = await connection.fetch(_COMMIT, *commit_arguments(self._release, winners))
         return {row["claim_id"]: row["outcome"] for row in rows}
 
@@ -216,6 +212,6 @@ async def void_claims(
     database: asyncpg.Pool, release: Release, claim_ids: Sequence[UUID], *, timeout_seconds: float
 ) -> dict[UUID, str]:
     """Settle claims whose fate is unknown, by insert: `void`, `known` or `stale` for each (see void_claims_v1)."""
-    async with asyncio.timeout(timeout_seconds), database.acquire() as connection:
+    async with borrowed(database, timeout_seconds=timeout_seconds) as connection:
         rows = await connection.fetch(_VOID, release.release_id, release.epoch, list(claim_ids))
     return {row["claim_id"]: row["outcome"] for row in rows}

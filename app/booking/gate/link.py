@@ -20,6 +20,8 @@ from redis.exceptions import NoScriptError, RedisError
 from app.core.settings import Settings
 
 Argument = bytes | str | int
+# What every script answers when the state was built on another server than the connection believes to speak to.
+_OTHER_SERVER: Final = b"I"
 Reply = bytes | int | list["Reply"] | dict[bytes, bytes] | None
 
 
@@ -100,6 +102,9 @@ class Link:
             (reply,) = await self.commands([call])
         except NoScriptError:
             _, reply = await self.commands([["SCRIPT", "LOAD", script.source], call])
+        if reply == _OTHER_SERVER:
+            # Who answers here may have changed without a broken connection (a first replica came, say): look again.
+            await self.drop()
         return cast("bytes", reply)
 
 
@@ -114,6 +119,7 @@ class Links:
 
     def __init__(self, settings: Settings, count: int) -> None:
         timeout_seconds = settings.redis_timeout_ms / 1000
+        self._timeout_seconds = timeout_seconds
         self._pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType] - untyped **kwargs
             settings.redis_url.get_secret_value(),
             retry=Retry(NoBackoff(), 0),
@@ -128,8 +134,9 @@ class Links:
 
     @asynccontextmanager
     async def lend(self) -> AsyncGenerator[Link]:
-        """Lend a connected link."""
-        link = await self._idle.get()
+        """Lend a connected link. Raises `TimeoutError` where none comes back in time."""
+        async with asyncio.timeout(self._timeout_seconds):
+            link = await self._idle.get()
         try:
             await link.connect()
             yield link

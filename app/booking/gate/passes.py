@@ -98,6 +98,9 @@ class PassSigner:
             signed = urlsafe_b64decode(text + "=" * (-len(text) % 4))
         except (BadBase64, ValueError):
             raise PassInvalid from None
+        # The decoder skips what is no base64: one pass would have endless texts, and each a place in the cache.
+        if urlsafe_b64encode(signed).rstrip(b"=").decode() != text:
+            raise PassInvalid
         body, signature = signed[:-_SIGNATURE_BYTES], signed[-_SIGNATURE_BYTES:]
         if not hmac.compare_digest(hmac.digest(self._key, body, "sha256"), signature):
             raise PassInvalid

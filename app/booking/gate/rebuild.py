@@ -8,12 +8,13 @@ committed: its phone asks again and is judged by the new state.
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, NamedTuple, cast
 from uuid import UUID
 
 import asyncpg
 
+from app.booking.gate.database import borrowed
 from app.booking.gate.errors import NotInForce
 from app.booking.gate.keys import LOADING_EXPIRY_SECONDS, EpochKeys, meta_key
 from app.booking.gate.link import ACTIVATE, Argument, Link, Links
@@ -25,6 +26,7 @@ from app.core.problems import NotFound
 _ONE_AT_A_TIME: Final = "SELECT pg_advisory_lock(hashtextextended('rebuild:' || $1::uuid::text, 0))"
 _NEXT_PLEASE: Final = "SELECT pg_advisory_unlock(hashtextextended('rebuild:' || $1::uuid::text, 0))"
 _LOCK_ALONE: Final = "SELECT pg_advisory_xact_lock(hashtextextended('release:' || $1::uuid::text, 0))"
+_PUBLISHED: Final = "SELECT EXISTS (SELECT FROM release WHERE id = $1 AND state = 'published')"
 _RELEASE: Final = """
 SELECT state, opens_at, closes_at, person_limit, account_limit, epoch, gate_identity FROM release WHERE id = $1
 """
@@ -87,28 +89,46 @@ class Because(NamedTuple):
 
 async def read_release(link: Link, release_id: UUID) -> Release | None:
     """Return the release as Redis has it, or None where there is no state that this server may use."""
-    (fields,) = await link.commands([["HGETALL", meta_key(release_id)]])
-    meta = cast("dict[bytes, bytes]", fields)
+    meta = await _read_meta(link, release_id)
+    if meta and meta[b"identity"].decode() != link.identity:
+        # The server may have a new replication id since this connection was made: look again who it is.
+        await link.drop()
+        meta = await _read_meta(link, release_id)
     if not meta or meta[b"identity"].decode() != link.identity:
         return None
     return Release.from_meta(meta)
 
 
-async def rebuild(database: asyncpg.Pool, links: Links, release_id: UUID, because: Because) -> Release:
+async def _read_meta(link: Link, release_id: UUID) -> dict[bytes, bytes]:
+    (fields,) = await link.commands([["HGETALL", meta_key(release_id)]])
+    return cast("dict[bytes, bytes]", fields)
+
+
+async def rebuild(
+    database: asyncpg.Pool, links: Links, release_id: UUID, because: Because, *, timeout_seconds: float
+) -> Release:
     """Rebuild the state of a release, unless somebody else has done so since; return it as it is in force.
 
     Raises `NotFound` where there is no such published release, `NotInForce` where another rebuild overtook this one,
     and the drivers' errors.
     """
-    async with database.acquire() as connection, _one_at_a_time(connection, release_id), links.lend() as link:
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(borrowed(database, timeout_seconds=timeout_seconds))
+        if not await connection.fetchval(_PUBLISHED, release_id):
+            # Before any lock: an id that somebody made up must cost one look.
+            raise NotFound
+        await stack.enter_async_context(_one_at_a_time(connection, release_id))
         if not because.insist:
-            present = await read_release(link, release_id)
+            async with links.lend() as link:
+                present = await read_release(link, release_id)
             if present is not None and (because.epoch is None or present.epoch > because.epoch):
                 row = await connection.fetchrow(_RELEASE, release_id)
-                if row is not None and row["epoch"] == present.epoch and row["gate_identity"] == link.identity:
+                if row is not None and row["epoch"] == present.epoch and row["gate_identity"] == present.identity:
                     return present
         async with connection.transaction():
             await connection.execute(_LOCK_ALONE, release_id)
+            # Only now, so that a release that waits for its lock takes no link from the others.
+            link = await stack.enter_async_context(links.lend())
             loader = await _read_and_load(connection, link, release_id)
         (before,) = await link.commands([["HGET", meta_key(release_id), "epoch"]])
         # From here on no claim of the old epoch can be committed; now nobody may be admitted under it either.

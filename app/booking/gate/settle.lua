@@ -28,9 +28,10 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local pools = {}
 local function pool(ordinal)
     if not pools[ordinal] then
-        local p = {}
+        local packed, p = redis.call('HGET', KEYS[2], ordinal), {}
+        if not packed then error('CONTRADICTION no counts of pool ' .. ordinal) end
         p.free, p.capacity, p.waiting, p.waitlist_limit, p.pending, p.hint, p.open =
-            unpack_struct(POOL, redis.call('HGET', KEYS[2], ordinal))
+            unpack_struct(POOL, packed)
         pools[ordinal] = p
     end
     return pools[ordinal]

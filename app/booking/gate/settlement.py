@@ -12,8 +12,10 @@ from typing import Final
 from uuid import UUID
 
 import asyncpg
+from redis.exceptions import ResponseError
 
-from app.booking.gate.errors import Contradiction, NotInForce
+from app.booking.gate.database import borrowed
+from app.booking.gate.errors import Contradiction, NotInForce, contradiction_in
 from app.booking.gate.link import SETTLE, Links
 from app.booking.gate.records import ENTRY, PARKED, Status
 from app.booking.gate.state import Release
@@ -61,10 +63,23 @@ _UPDATE: Final = struct.Struct("<16sIB")
 class Settlement:
     """Settles claims of one release in one epoch."""
 
-    def __init__(self, release: Release, links: Links, database: asyncpg.Pool) -> None:
+    def __init__(self, release: Release, links: Links, database: asyncpg.Pool, *, timeout_seconds: float) -> None:
         self._release = release
         self._links = links
         self._database = database
+        self._timeout_seconds = timeout_seconds
+
+    async def check_epoch(self) -> None:
+        """Raise `NotInForce` where PostgreSQL has gone on to another epoch.
+
+        A process may have died between raising the epoch and putting the new state in force. A sold-out release would
+        never notice by itself: only a winner's commit looks at the epoch.
+        """
+        async with borrowed(self._database, timeout_seconds=self._timeout_seconds) as connection:
+            epoch = await connection.fetchval(_EPOCH, self._release.release_id)
+        if epoch != self._release.epoch:
+            reason = "PostgreSQL is in another epoch"
+            raise NotInForce(reason)
 
     async def release_claims(self, claim_ids: Iterable[bytes]) -> None:
         """Undo claims that PostgreSQL holds as void. Never call it for a claim whose tombstone is not committed."""
@@ -84,7 +99,8 @@ class Settlement:
             await self._settle_batch(claim_ids[start : start + BATCH_LIMIT])
 
     async def _settle_batch(self, claim_ids: Sequence[UUID]) -> None:
-        rows = await self._database.fetch(_TRUTH, list(claim_ids), self._release.release_id)
+        async with borrowed(self._database, timeout_seconds=self._timeout_seconds) as connection:
+            rows = await connection.fetch(_TRUTH, list(claim_ids), self._release.release_id)
         revisions: dict[UUID, int] = {}
         entries: dict[UUID, list[bytes]] = defaultdict(list)
         for row in rows:
@@ -100,11 +116,13 @@ class Settlement:
                 for claim_id, revision in revisions.items()
             )
         )
-        await self._database.execute(_MARK, list(revisions), list(revisions.values()))
+        async with borrowed(self._database, timeout_seconds=self._timeout_seconds) as connection:
+            await connection.execute(_MARK, list(revisions), list(revisions.values()))
 
     async def behind(self, limit: int) -> list[UUID]:
         """Return claims that have changed since the gate last heard of them."""
-        rows = await self._database.fetch(_BEHIND, self._release.release_id, limit)
+        async with borrowed(self._database, timeout_seconds=self._timeout_seconds) as connection:
+            rows = await connection.fetch(_BEHIND, self._release.release_id, limit)
         return [row["id"] for row in rows]
 
     async def hand_over(self, places: Sequence[tuple[int, int]]) -> list[UUID]:
@@ -113,7 +131,10 @@ class Settlement:
         A place that is held by now, or that nobody wants, stays parked: see `free_unwanted`.
         """
         release_id = self._release.release_id
-        async with self._database.acquire() as connection, connection.transaction():
+        async with (
+            borrowed(self._database, timeout_seconds=self._timeout_seconds) as connection,
+            connection.transaction(),
+        ):
             await connection.execute(_LOCK_SHARED, release_id)
             if await connection.fetchval(_EPOCH, release_id) != self._release.epoch:
                 reason = "the epoch is over"
@@ -134,7 +155,10 @@ class Settlement:
         names = [keys.meta, keys.pools, keys.claims, keys.people, keys.accounts, keys.pending, keys.parked, keys.ahead]
         names.extend(release.free_maps)
         async with self._links.lend() as link:
-            reply = await link.run(SETTLE, names, [link.identity, release.epoch, released, updates, unparked])
+            try:
+                reply = await link.run(SETTLE, names, [link.identity, release.epoch, released, updates, unparked])
+            except ResponseError as error:
+                raise contradiction_in(error) or error from None
         if reply[:1] != b"O":
             raise NotInForce(reply.decode())
         unknown = int.from_bytes(reply[1:5], "little")

@@ -31,6 +31,7 @@ async def sweep_release(
     Raises `NotInForce` or `Contradiction` when the state cannot be used, and the drivers' errors: what they interrupt
     is found again by the next sweep.
     """
+    await settlement.check_epoch()
     await _settle_overdue(release, links, database, settlement, settings)
     await _hand_out_parked(release, links, settlement)
     behind = await settlement.behind(BATCH_LIMIT)

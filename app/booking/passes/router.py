@@ -15,7 +15,7 @@ from app.core.db import Read
 from app.core.openapi import problems
 from app.core.problems import NotAuthenticated, NotFound, TokenExpired
 from app.core.settings import Settings
-from app.core.web.routing import ApiRouter
+from app.core.web.routing import ApiRouter, keeps_no_answer
 
 router = ApiRouter(prefix="/v1/releases", tags=["passes"])
 
@@ -25,6 +25,7 @@ router = ApiRouter(prefix="/v1/releases", tags=["passes"])
     summary="Fetch a pass",
     responses=problems(NotAuthenticated, TokenExpired, NotFound, UnknownPerson),
 )
+@keeps_no_answer
 async def fetch_pass(release_id: UUID, body: PassRequest, caller: Caller, db: Read, request: Request) -> PassResponse:
     """Ask every slow question about a claim before the opening: age on the day, residence, consent.
 

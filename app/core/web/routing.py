@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Sequence
 from email.message import Message
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import APIRouter, Request, Response, params
 from fastapi.routing import APIRoute
@@ -12,6 +12,16 @@ from app.core.web.replays import IDEMPOTENT, Replayed, keep_answer
 from app.core.web.strict_json import check_json
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+_KEEPS_NO_ANSWER: Final = "keeps_no_answer"
+_EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
+
+
+def keeps_no_answer(endpoint: _EndpointT) -> _EndpointT:
+    """Mark an operation that stores nothing, or must not be answered twice alike: it takes no `Idempotency-Key`."""
+    setattr(endpoint, _KEEPS_NO_ANSWER, True)
+    return endpoint
+
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -28,7 +38,7 @@ class ApiRoute(APIRoute):
         dependencies: Sequence[params.Depends] | None = None,
         **rest: Any,
     ) -> None:
-        writes = not _SAFE_METHODS.issuperset(methods or ["GET"])
+        writes = not _SAFE_METHODS.issuperset(methods or ["GET"]) and not getattr(endpoint, _KEEPS_NO_ANSWER, False)
         super().__init__(
             path,
             endpoint,
