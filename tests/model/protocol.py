@@ -48,7 +48,11 @@ def phone_steps(state: State, guards: Guards) -> Steps:
     gate = gate_in_force(state, guards)
     for claim in CLAIMS:
         heard = state.heard[claim]
-        if heard in _FINAL_NO or heard == Status.GIVEN_BACK or any(w.claim == claim and w.awaited for w in state.writes):
+        if (
+            heard in _FINAL_NO
+            or heard == Status.GIVEN_BACK
+            or any(w.claim == claim and w.awaited for w in state.writes)
+        ):
             continue
         if claim == SECOND_TRY and state.heard[0] not in {Status.VOID, Status.GIVEN_BACK}:
             continue
@@ -144,7 +148,10 @@ def _commit(rest: State, write: Write) -> Steps:
         broken = "no newcomer passes a waiter"
     after = rest._replace(truth=transactions.committed(rest.truth, write), broken=broken)
     if write.awaited:
-        yield f"{name}'s commit is done, and the phone hears {write.status.name}", _hear(after, write.claim, write.status)
+        yield (
+            f"{name}'s commit is done, and the phone hears {write.status.name}",
+            _hear(after, write.claim, write.status),
+        )
     yield f"{name}'s commit is done, and the phone hears nothing of it", after
 
 
@@ -178,7 +185,10 @@ def _pending_steps(state: State, gate: Gate, guards: Guards) -> Steps:
         if not guards.tombstone:
             yield f"{name}'s deadline is over, and Redis releases the claim", released
         elif not guards.tombstone_before_release:
-            yield f"the sweep releases {name}'s claim before its tombstone", released._replace(owed=(*state.owed, claim))
+            yield (
+                f"the sweep releases {name}'s claim before its tombstone",
+                released._replace(owed=(*state.owed, claim)),
+            )
         elif row.status == Status.UNKNOWN and guards.doubt_settled_by_insert:
             yield from _tombstone(state, gate, claim)
 
@@ -222,7 +232,10 @@ def _news_steps(state: State, gate: Gate | None, guards: Guards) -> Steps:
             for claim, row in enumerate(state.truth.rows):
                 if row.told < row.revision:
                     told = News(claim, row.status, row.revision, gate.epoch)
-                    yield f"PostgreSQL says that {_NAMES[claim]}'s claim is {row.status.name}", state._replace(news=told)
+                    yield (
+                        f"PostgreSQL says that {_NAMES[claim]}'s claim is {row.status.name}",
+                        state._replace(news=told),
+                    )
         return
     heard = state._replace(news=None)
     if gate is None or gate.epoch != news.epoch:

@@ -26,8 +26,7 @@ def is_held(truth: Truth) -> bool:
 def waits_for(write: Write, others: tuple[Write, ...]) -> bool:
     """Tell whether a commit has to wait for another transaction that writes the same claim, person or place."""
     return any(
-        other.is_open
-        and (OWNER[other.claim] == OWNER[write.claim] or (other.status == write.status == Status.HELD))
+        other.is_open and (OWNER[other.claim] == OWNER[write.claim] or (other.status == write.status == Status.HELD))
         for other in others
     )
 
@@ -60,9 +59,7 @@ def with_row(truth: Truth, claim: int, row: Row) -> Truth:
 
 def passes_a_waiter(truth: Truth, write: Write) -> bool:
     """Tell whether this commit gives the place to somebody who came after one who waits for it."""
-    return write.status == Status.HELD and any(
-        row.status == Status.WAITS and row.seq < write.seq for row in truth.rows
-    )
+    return write.status == Status.HELD and any(row.status == Status.WAITS and row.seq < write.seq for row in truth.rows)
 
 
 def handed_over(truth: Truth) -> Truth:

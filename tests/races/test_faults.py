@@ -285,3 +285,49 @@ async def test_a_worker_that_closes_writes_what_it_has_admitted(
     await command(redis, "ZADD", f"{made.at_epoch(1).keys.prefix}pending", "XX", 0, asked_id.bytes)
     await other.gate.sweep(made.release_id)
     await assert_agrees(db, redis, made)
+
+
+async def test_a_frozen_postgresql_holds_up_nobody_once_it_is_back(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    database_url: str,
+    tmp_path: Path,
+    open_worker: OpenWorker,
+    signer: PassSigner,
+) -> None:
+    made = await make_release(db, capacities=(3,))
+    address = urlsplit(database_url)
+    query = parse_qs(address.query)
+    socket_name = f".s.PGSQL.{query['port'][0]}"
+    relayed_url = urlunsplit(address._replace(query=urlencode({"host": str(tmp_path), "port": query["port"][0]})))
+    async with relaying(tmp_path / socket_name, Path(query["host"][0]) / socket_name) as relay:
+        worker = await open_worker(database_url=SecretStr(relayed_url), commit_timeout_ms=300, commit_wait_ms=200)
+        assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+        # Its connections stay open and say nothing more.
+        relay.swallows = True
+        request = Phone.with_pass(signer, made).claim()
+        assert (await worker.ask(request)).word == "pending"
+        relay.swallows = False
+
+        async def confirmed() -> bool:
+            return (await worker.ask(request)).word == "confirmed"
+
+        await until(confirmed)
+        assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+        await worker.gate.close()
+
+
+async def test_strangers_who_guess_releases_do_not_keep_a_winner_waiting(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner
+) -> None:
+    made = await make_release(db, capacities=(1,))
+    await worker.gate.release(made.release_id)
+    guesses = [
+        asyncio.create_task(worker.ask(Request("GET", f"/v1/releases/{new_id()}/availability", {}, b"")))
+        for _ in range(2_000)
+    ]
+    await asyncio.sleep(0)
+
+    said = await worker.ask(Phone.with_pass(signer, made).claim())
+
+    assert (said.status, said.word) == (201, "confirmed")
+    assert {answer.word for answer in await asyncio.gather(*guesses)} <= {"not_found", "rebuilding"}

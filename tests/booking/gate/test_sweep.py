@@ -278,3 +278,21 @@ async def test_a_claim_of_which_the_sweep_knows_an_other_release_s_id_is_release
     await alive.gate.sweep(made.release_id)
     await assert_agrees(db, redis, made)
     assert (await alive.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+
+
+async def test_places_added_before_a_lost_rebuild_are_found_by_the_sweep(
+    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker, signer: PassSigner
+) -> None:
+    made = await make_release(db, capacities=(1,))
+    web, sweeper = await open_worker(), await open_worker()
+    assert (await web.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+    assert (await web.ask(Phone.with_pass(signer, made).claim())).word in {"full", "sold_out"}
+    # As a change of capacity does, whose process then dies before the rebuild.
+    await db.execute("INSERT INTO place (pool_id, place_no) VALUES ($1, 2)", made.pools[0])
+    await db.execute("UPDATE release SET epoch = epoch + 1 WHERE id = $1", made.release_id)
+
+    # The first sweep finds that the epoch is over, the next one the state that was made anew.
+    for _ in range(2):
+        await sweeper.gate.sweep(made.release_id)
+
+    assert (await web.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
