@@ -20,7 +20,7 @@ from app.core.redis import connect_redis
 from app.core.settings import Settings
 
 _REDIS_VERSION_MIN: Final = 7
-_POSTGRES_VERSION_MIN: Final = 140_000
+_POSTGRES_VERSION_MIN: Final = 150_000
 _SOMAXCONN: Final = Path("/proc/sys/net/core/somaxconn")
 
 
@@ -124,7 +124,7 @@ async def _look_at_postgres(settings: Settings, engine: AsyncEngine) -> list[Fin
             f"{allowed // each} processes.",
         )
         if version >= _POSTGRES_VERSION_MIN
-        else Finding(is_well=False, sentence=f"PostgreSQL {written} is too old.", mend="run PostgreSQL 14 or newer"),
+        else Finding(is_well=False, sentence=f"PostgreSQL {written} is too old.", mend="run PostgreSQL 15 or newer"),
         Finding(is_well=True, sentence="PostgreSQL flushes each commit to the disk.")
         if fsync == "on"
         else Finding(

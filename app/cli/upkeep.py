@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from uuid import UUID
 
 from rich.table import Table
@@ -71,8 +72,14 @@ def scope_named(name: str | None, role: Role) -> tuple[ScopeKind | None, UUID | 
     return (ScopeKind(kind) if kind else None), scope_id
 
 
+# As the column of the accounts has it; WeChat's own have 28.
+_OPENID_CHARACTERS_MAX: Final = 128
+
+
 def grant(data_dir: Path, openid: str, role_name: str, scope: str | None) -> None:
     """Grant a role to whoever signs in with this open id, before or after the first sign-in. Raises `Refusal`."""
+    if not 1 <= len(openid) <= _OPENID_CHARACTERS_MAX or not openid.isprintable() or " " in openid:
+        raise Refusal(f"An open id has 1 to {_OPENID_CHARACTERS_MAX} visible characters and no blanks.")
     role = role_named(role_name)
     scope_kind, scope_id = scope_named(scope, role)
     settings = surroundings.enter(data_dir)
@@ -87,7 +94,7 @@ def grant(data_dir: Path, openid: str, role_name: str, scope: str | None) -> Non
         with_engine(settings, work)
     except Problem as problem:
         raise Refusal(f"The role cannot be granted: {problem.detail_en or problem.title_en}.") from problem
-    say(f"{openid} holds the role {role}{f' for {scope}' if scope else ''}.")
+    say(f"{openid} holds the role {role}{f' for {scope}' if scope else ' everywhere'}.")
 
 
 def reconcile(data_dir: Path, release_id: UUID | None) -> None:

@@ -11,6 +11,7 @@ import uvicorn
 
 from app.cli.lifeline import end_with_parent
 from app.core.settings import Settings, SettingsError, load_settings
+from app.core.web.protocol import ProblemProtocol
 
 APPLICATION: Final = "app.main:create_app_from_environment"
 
@@ -38,7 +39,7 @@ def web_config(settings: Settings) -> uvicorn.Config:
         APPLICATION,
         factory=True,
         loop="uvloop",
-        http="httptools",
+        http=ProblemProtocol,
         ws="none",
         lifespan="on",
         # The application configures the logs of its process, uvicorn's included.

@@ -107,6 +107,14 @@ def language_of(accept_language: str | None) -> Language:
     return best
 
 
+class MalformedHttp(Problem):
+    code = "malformed_http"
+    status = 400
+    title_en = "The request is not sound HTTP"
+    title_zh = "请求不是合法的 HTTP"
+    advice_en = "Mend the client: an unknown method, a wrong Content-Length, or a line that is too long."
+
+
 class MalformedJson(Problem):
     code = "malformed_json"
     status = 400

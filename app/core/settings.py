@@ -5,6 +5,8 @@ and what is allowed. Secrets have no default: the embedded mode makes its own an
 directory; anywhere else they must be given.
 """
 
+import os
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Annotated, Final
 
@@ -368,22 +370,50 @@ class Settings(BaseSettings):
         return value
 
 
+def _limits(name: str) -> str:
+    """Return the limits of a whole number in words."""
+    limits: dict[str, int] = {}
+    for mark in Settings.model_fields[name].metadata:
+        limits |= {bound: getattr(mark, bound) for bound in ("ge", "le") if hasattr(mark, bound)}
+    return f"must be a whole number from {limits['ge']} to {limits['le']}"
+
+
 def _in_words(item: ErrorDetails) -> str:
     match item["type"]:
         case "missing":
             return "must be given"
+        case "greater_than_equal" | "less_than_equal" | "int_parsing" | "int_from_float" | "int_type":
+            return _limits(str(item["loc"][0]))
+        case "string_pattern_mismatch":
+            words = str(item.get("ctx", {}).get("pattern")).strip("^$()").split("|")
+            return f"must be one of: {', '.join(words)}"
+        case "value_error":
+            return item["msg"].removeprefix("Value error, ")
         case "too_short" | "string_too_short":
             return f"must have at least {item.get('ctx', {}).get('min_length')} characters"
         case _:
             return item["msg"]
 
 
+def _misspelt(variable: str) -> str | None:
+    """Return what is wrong with the name of a variable that looks like a setting and is none."""
+    name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+    if not variable.startswith(ENVIRONMENT_PREFIX) or name in Settings.model_fields:
+        return None
+    near = get_close_matches(name, Settings.model_fields, n=1)
+    hint = f"; did you mean {ENVIRONMENT_PREFIX}{near[0].upper()}?" if near else ": see clocktower settings"
+    return f"{variable}: no such setting{hint}"
+
+
 def load_settings() -> Settings:
     """Read the environment.
 
-    Raises `SettingsError` with one line for each variable that is missing or wrong; values are not repeated,
+    Raises `SettingsError` with one line for each variable that is missing, wrong or unknown; values are not repeated,
     since they may be secrets.
     """
+    unknown = [line for name in sorted(os.environ) if (line := _misspelt(name))]
+    if unknown:
+        raise SettingsError("\n".join(unknown))
     try:
         return Settings()  # pyright: ignore[reportCallIssue] - the fields come from the environment
     except ValidationError as error:

@@ -14,7 +14,14 @@ import msgspec
 import structlog
 
 from app.booking.gate.admission import Order
-from app.booking.gate.errors import NotEligible, PassInvalid
+from app.booking.gate.errors import (
+    DuplicateChoice,
+    DuplicatePerson,
+    NotEligible,
+    PassInvalid,
+    TooManyPeople,
+    UnknownPool,
+)
 from app.booking.gate.gate import Availability, Decided, Gate, Pending
 from app.booking.gate.limits import AccountLimit
 from app.booking.gate.passes import Pass, PassSigner
@@ -189,23 +196,17 @@ class Desk:
 
     def _check_shape(self, body: ClaimBody) -> None:
         """Refuse lists that are empty, too long, or name the same thing twice."""
-        errors: list[FieldError] = []
-        for field, items, limit in (
-            ("people", body.people, self._people_limit),
-            ("choices", body.choices, self._choices_limit),
+        for field, items, limit, too_long, twice in (
+            ("people", body.people, self._people_limit, TooManyPeople, DuplicatePerson),
+            ("choices", body.choices, self._choices_limit, ValidationFailed, DuplicateChoice),
         ):
             if not items:
-                errors.append(FieldError(field, "too_short", "name at least one"))
-            elif len(items) > limit:
-                errors.append(FieldError(field, "too_long", f"at most {limit}"))
-            elif len(set(items)) < len(items):
-                seen: set[UUID] = set()
-                for index, item in enumerate(items):
-                    if item in seen:
-                        errors.append(FieldError(f"{field}[{index}]", "duplicate", "named twice"))
-                    seen.add(item)
-        if errors:
-            raise ValidationFailed(errors=errors)
+                raise ValidationFailed(errors=[FieldError(field, "too_short", "name at least one")])
+            if len(items) > limit:
+                raise too_long(errors=[FieldError(field, "too_long", f"at most {limit}")])
+            if len(set(items)) < len(items):
+                repeated = [index for index, item in enumerate(items) if item in items[:index]]
+                raise twice(errors=[FieldError(f"{field}[{index}]", "duplicate", "named twice") for index in repeated])
 
     def _order(self, claim_id: UUID, body: ClaimBody, contents: Pass, release: Release) -> Order:
         choices: list[int] = []
@@ -213,7 +214,7 @@ class Desk:
             ordinal = release.ordinals.get(pool_id)
             if ordinal is None:
                 error = FieldError(f"choices[{index}]", "unknown_pool", "not a pool of this release")
-                raise ValidationFailed(errors=[error])
+                raise UnknownPool(errors=[error])
             choices.append(ordinal)
         delay_ms = 0
         people: list[bytes] = []

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from app.core.problems import Problem
+from app.core.problems import Problem, ValidationFailed
 
 
 class PassInvalid(Problem):
@@ -27,6 +27,34 @@ class NotEligible(Problem):
     title_en = "One of these people may not claim one of these pools"
     title_zh = "有人不符合所选场次的报名条件"
     advice_en = "Offer only the pools that the pass lists for each person."
+
+
+class TooManyPeople(ValidationFailed):
+    code = "too_many_people"
+    title_en = "More people than one claim may name"
+    title_zh = "一次报名的人数过多"
+    advice_en = "Split them over several claims, each with its own id."
+
+
+class DuplicatePerson(ValidationFailed):
+    code = "duplicate_person"
+    title_en = "The same person is named twice"
+    title_zh = "同一人员重复出现"
+    advice_en = "Name each person once."
+
+
+class DuplicateChoice(ValidationFailed):
+    code = "duplicate_choice"
+    title_en = "The same pool is named twice"
+    title_zh = "同一场次重复出现"
+    advice_en = "Name each pool once, in order of preference."
+
+
+class UnknownPool(ValidationFailed):
+    code = "unknown_pool"
+    title_en = "One of these pools does not belong to this release"
+    title_zh = "所选场次不属于本次放号"
+    advice_en = "Read the release again: `errors` names the choice."
 
 
 class Full(Problem):
@@ -128,6 +156,10 @@ CLAIM_PROBLEMS: tuple[type[Problem], ...] = (
     PassInvalid,
     PassExpired,
     NotEligible,
+    TooManyPeople,
+    DuplicatePerson,
+    DuplicateChoice,
+    UnknownPool,
     NotOpenYet,
     Closed,
     Full,
