@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from app.core.tasks import end_task
+from app.core.tasks import AGAIN_AFTER_SECONDS, end_task
 
 pytestmark = pytest.mark.anyio
 
@@ -13,6 +13,8 @@ async def test_a_loop_that_asks_redis_ends_wherever_it_is_cancelled(redis: Redis
     async def ask_for_ever() -> None:
         while True:
             await redis.ping()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues] - sync and async in one type
+            # As every such loop pauses: a cancellation that is lost in the command is followed by one that is not.
+            await asyncio.sleep(2 * AGAIN_AFTER_SECONDS)
 
     task = asyncio.create_task(ask_for_ever())
     for _ in range(steps):
