@@ -11,8 +11,8 @@ async def end_task(task: asyncio.Task[None]) -> None:
     """Cancel a task that runs for ever and wait for its end; what it raised besides is passed on.
 
     It is cancelled again and again: redis-py 8.1 loses a cancellation that arrives while a command is being sent, so
-    a loop that asks Redis would otherwise go on, and whoever waits for its end would wait for ever. The task has to pause
-    for longer than `AGAIN_AFTER_SECONDS` at times, as a loop that is worth cancelling does.
+    a loop that asks Redis would otherwise go on, and whoever waits for its end would wait for ever. The task has to
+    pause for longer than `AGAIN_AFTER_SECONDS` at times, as a loop that is worth cancelling does.
     """
     while not task.done():
         task.cancel()

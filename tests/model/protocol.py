@@ -65,7 +65,7 @@ def phone_steps(state: State, guards: Guards) -> Steps:
             yield (
                 f"{_NAMES[claim]} gives back",
                 state._replace(
-                    truth=transactions.given_back(state.truth, claim, guards),
+                    truth=transactions.given_back(state.truth, claim),
                     heard=replaced(state.heard, claim, Status.GIVEN_BACK),
                     left=state.left._replace(returns=state.left.returns - 1),
                 ),

@@ -123,7 +123,6 @@ class Guards(NamedTuple):
     doubt_settled_by_insert: bool = True
     tombstone_before_release: bool = True
     final_only_when_nothing_pending: bool = True
-    hand_over_in_same_transaction: bool = True
     place_parked_for_waiter: bool = True
     news_only_of_its_epoch: bool = True
     sweep_compares_epoch: bool = True

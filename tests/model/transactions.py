@@ -72,11 +72,10 @@ def handed_over(truth: Truth) -> Truth:
     return with_row(truth, claim, row._replace(status=Status.HELD, revision=row.revision + 1))
 
 
-def given_back(truth: Truth, claim: int, guards: Guards) -> Truth:
+def given_back(truth: Truth, claim: int) -> Truth:
     """Cancel a booking and hand its place to the first who waits, in one transaction."""
     row = truth.rows[claim]
-    truth = with_row(truth, claim, row._replace(status=Status.GIVEN_BACK, revision=row.revision + 1))
-    return handed_over(truth) if guards.hand_over_in_same_transaction else truth
+    return handed_over(with_row(truth, claim, row._replace(status=Status.GIVEN_BACK, revision=row.revision + 1)))
 
 
 def rebuilt(truth: Truth, server: int) -> tuple[Truth, Gate]:

@@ -137,8 +137,8 @@ def test_a_port_in_use_is_refused_before_an_engine_is_started(server: Server, da
 @pytest.mark.parametrize(
     ("environment", "sentences"),
     [
-        ({"CLOCKTOWER_BATCH_LIMIT": "0"}, ["CLOCKTOWER_BATCH_LIMIT: ", "greater than or equal to 1"]),
-        ({"CLOCKTOWER_LOG_LEVEL": "loud"}, ["CLOCKTOWER_LOG_LEVEL: ", "debug|info|warning|error"]),
+        ({"CLOCKTOWER_BATCH_LIMIT": "0"}, ["CLOCKTOWER_BATCH_LIMIT: ", "must be a whole number from"]),
+        ({"CLOCKTOWER_LOG_LEVEL": "loud"}, ["CLOCKTOWER_LOG_LEVEL: ", "must be one of: debug, info, warning, error"]),
         ({"CLOCKTOWER_TOKEN_KEY": "short"}, ["CLOCKTOWER_TOKEN_KEY: ", "at least 32 characters"]),
         ({"CLOCKTOWER_PENDING_DEADLINE_MS": "600"}, ["CLOCKTOWER_PENDING_DEADLINE_MS: ", "COMMIT_TIMEOUT_MS"]),
         (
