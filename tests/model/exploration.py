@@ -1,4 +1,4 @@
-"""Goes through every state that can be reached, nearest first, so that the first broken promise has the shortest story."""
+"""Goes through every state that can be reached, nearest first: the first broken promise has the shortest story."""
 
 from collections import deque
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Every step that the protocol can take from a state: what servers do by themselves, what phones do, what goes wrong.
 
-What a crash interrupts is several steps here; what a lock or a script makes one is one step. Steps that wait (for a lock,
-for a row that somebody else is writing) are not possible yet.
+What a crash interrupts is several steps here; what a lock or a script makes one is one step. Steps that wait (for a
+lock, for a row that somebody else is writing) are not possible yet.
 """
 
 from collections.abc import Iterator
