@@ -48,15 +48,18 @@ async def test_an_account_past_its_limit_is_told_when_to_come_back(settings: Set
 
 async def test_without_sign_in_an_address_has_ten_times_as_much(settings: Settings) -> None:
     async with connected(settings, rate_limit_per_minute=10) as client:
-        answers = await asyncio.gather(*(client.get("/v1/nothing") for _ in range(101)))
-    assert sorted(answer.status_code for answer in answers) == [404] * 100 + [429]
+        answers = await asyncio.gather(*(client.get("/v1/nothing") for _ in range(150)))
+    # One more is let through for each 0.6 s that they take.
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {404, 429}
+    assert statuses.count(404) >= 100
     assert answers[0].headers["RateLimit-Policy"] == '"address";q=100;w=60'
 
 
 async def test_a_forged_token_does_not_open_a_bucket_of_its_own(settings: Settings) -> None:
     async with connected(settings, rate_limit_per_minute=10) as client:
         answers = [
-            await client.get("/v1/me", headers={"Authorization": f"Bearer forged-{number}"}) for number in range(101)
+            await client.get("/v1/me", headers={"Authorization": f"Bearer forged-{number}"}) for number in range(150)
         ]
     assert answers[-1].status_code == 429
 

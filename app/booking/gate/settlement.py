@@ -22,13 +22,14 @@ from app.booking.gate.state import Release
 
 # What PostgreSQL says of some claims. A waiter's number is the position in the queue at this moment.
 _TRUTH: Final = """
-SELECT claim.id, claim.revision, booking.person_id, pool.ordinal, booking.status, booking.place_no,
+SELECT release.epoch, claim.id, claim.revision, booking.person_id, pool.ordinal, booking.status, booking.place_no,
        CASE WHEN booking.status = 'waitlisted' THEN (
            SELECT count(*) FROM booking AS ahead
            WHERE ahead.pool_id = booking.pool_id AND ahead.status = 'waitlisted'
              AND (ahead.wait_seq, ahead.position) <= (booking.wait_seq, booking.position)
        ) END AS waiting_position
 FROM claim
+JOIN release ON release.id = claim.release_id
 JOIN booking ON booking.claim_id = claim.id
 JOIN pool ON pool.id = booking.pool_id
 WHERE claim.id = ANY ($1) AND claim.release_id = $2
@@ -104,6 +105,11 @@ class Settlement:
         revisions: dict[UUID, int] = {}
         entries: dict[UUID, list[bytes]] = defaultdict(list)
         for row in rows:
+            if row["epoch"] != self._release.epoch:
+                # A rebuild has read PostgreSQL before this change, and its state is not in force yet. Told to the old
+                # state and noted as told, the change would be lost with it; left alone, the next sweep finds it behind.
+                reason = "PostgreSQL is in another epoch"
+                raise NotInForce(reason)
             revisions[row["id"]] = row["revision"]
             number = row["waiting_position"] or row["place_no"] or 0
             status = Status[row["status"].upper()]
