@@ -30,12 +30,13 @@ log = structlog.stdlib.get_logger(__name__)
 WINDOW_SECONDS: Final = 60
 # Families share an address with their neighbours, and pupils with their whole school.
 ADDRESS_FACTOR: Final = 10
-# A limit is not worth a longer wait; past it the request goes through.
-PATIENCE_SECONDS: Final = 0.25
+# A limit is not worth a longer wait for Redis; past it the request goes through. It is long enough for a worker that
+# is busy with an opening to come round to the answer: the limit must not fall when it is needed most.
+PATIENCE_SECONDS: Final = 1.0
 # Fewer than the client's connections, so that the limiter never takes the last one from somebody else.
 CALLS_AT_ONCE: Final = 16
 # After Redis has failed to answer, the next is let through without asking for so long.
-PAUSE_SECONDS: Final = 1.0
+PAUSE_SECONDS: Final = 5.0
 
 # Retry-After counts whole seconds.
 RETRY_MS_MIN: Final = 1_000
@@ -98,20 +99,31 @@ class Limiter:
 
     async def take(self, caller: str, policy: Policy) -> Verdict | None:
         """Count one request of this caller; None where Redis could not say, which lets the request through."""
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._asks_again_at:
+        if self._pauses():
             return None
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS), self._slots:
-                answer: object = await self._script(  # pyright: ignore[reportUnknownMemberType] - redis-py leaves it untyped
-                    keys=[f"rate:{policy.name}:{caller}"], args=[policy.quota, WINDOW_SECONDS * 1_000_000]
-                )
-        except (RedisError, OSError) as error:
-            self._asks_again_at = loop.time() + PAUSE_SECONDS
-            log.warning("rate_limit_not_asked", error=type(error).__name__)
-            return None
+        # Only the wait for Redis is bounded: callers that queue here find the pause as soon as one of them has met it.
+        async with self._slots:
+            if self._pauses():
+                return None
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    answer: object = await self._script(  # pyright: ignore[reportUnknownMemberType] - redis-py leaves it untyped
+                        keys=[f"rate:{policy.name}:{caller}"], args=[policy.quota, WINDOW_SECONDS * 1_000_000]
+                    )
+            except (RedisError, OSError) as error:
+                self._pause(error)
+                return None
         allowed, remaining, wait_us, reset_us = cast("list[int]", answer)
         return Verdict(policy, bool(allowed), remaining, math.ceil(wait_us / 1000), math.ceil(reset_us / 1_000_000))
+
+    def _pauses(self) -> bool:
+        return asyncio.get_running_loop().time() < self._asks_again_at
+
+    def _pause(self, error: Exception) -> None:
+        # Those that were asking beside it fail with it, and are no news.
+        if not self._pauses():
+            log.warning("rate_limit_not_asked", error=type(error).__name__, pause_seconds=PAUSE_SECONDS)
+        self._asks_again_at = asyncio.get_running_loop().time() + PAUSE_SECONDS
 
 
 class RateLimits:
