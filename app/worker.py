@@ -1,27 +1,22 @@
 """The background worker: sweeps every release that is in use, and deletes what has expired.
 
 Any number of workers may run. Sweeping is safe to repeat anywhere; the deleting is done by one at a time in the whole
-fleet. While PostgreSQL or Redis is away the worker waits for them, and says so once, not at every try.
+fleet. While PostgreSQL or Redis is away the worker waits for them, and says so once, not at every try. Whether they
+were ever there is for the command to find out before (`app/cli/background.py`).
 """
 
 import asyncio
 import os
 import random
-import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
-import asyncpg
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy import exists, func, or_, select, text
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from app.accounts.jobs import BATCH_ROWS, forget_expired_invitations, forget_expired_tokens
@@ -31,6 +26,7 @@ from app.core.clock import Clock
 from app.core.db import create_engine, transaction
 from app.core.idempotency import FORGET_BATCH_LIMIT, forget_expired
 from app.core.logs import trace_of
+from app.core.outages import ENGINE_ERRORS, Engine, engine_of, is_unreachable
 from app.core.problems import Problem
 from app.core.redis import connect_redis
 from app.core.settings import Settings
@@ -48,10 +44,6 @@ BATCHES_MAX: Final = 100
 # Says which round of deleting is running somewhere in the fleet. The number is arbitrary and ours.
 HOUSEKEEPING_LOCK_KEY: Final = 0x434C_4F43_4B44
 _REDIS_CONNECTIONS: Final = 2
-
-# After these no release can be swept. Whatever else goes wrong with one is that release's own trouble.
-_ENGINE_GONE: Final = (OSError, RedisConnectionError, RedisTimeoutError, asyncpg.PostgresConnectionError)
-_ENGINE_ERRORS: Final = (OSError, RedisError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 class _Forgetting(NamedTuple):
@@ -71,7 +63,11 @@ class _Troubles:
     def begin(self, what: str, error: BaseException) -> None:
         if what not in self._standing:
             self._standing.add(what)
-            log.warning("worker_trouble", what=what, **trace_of(error))
+            facts = trace_of(error)
+            if is_unreachable(error):
+                # Where we were when the line broke says nothing; which line it is says all.
+                facts = {"variable": engine_of(error).variable, "error": facts["error"]}
+            log.warning("worker_trouble", what=what, **facts)
 
     def over(self, what: str) -> None:
         if what in self._standing:
@@ -115,16 +111,17 @@ class Worker:
             well = await self._sweep(stop)
             if asyncio.get_running_loop().time() >= self._housekeeping_due_at and not stop.is_set():
                 await self._keep_house(stop)
-        except _ENGINE_ERRORS as error:
-            self._troubles.begin("engines", error)
+        except ENGINE_ERRORS as error:
+            self._troubles.begin(engine_of(error), error)
             return False
-        self._troubles.over("engines")
+        for engine in Engine:
+            self._troubles.over(engine)
         return well
 
     async def _sweep(self, stop: asyncio.Event) -> bool:
         """Sweep every release in use. One that cannot be swept does not keep the others from it."""
         well = True
-        seen = {"engines"}
+        seen: set[str] = set(Engine)
         page: list[UUID] | None = None
         while page is None or len(page) == RELEASES_PAGE:
             after = page[-1] if page else None
@@ -141,13 +138,15 @@ class Worker:
     async def _sweep_one(self, release_id: UUID) -> bool:
         try:
             await self._gate.sweep(release_id)
-        except _ENGINE_GONE:
-            raise
         except Problem as problem:
             # Its state is being rebuilt, or cannot be: the gate says which.
             self._troubles.begin(str(release_id), problem)
             return False
-        except Exception as error:  # noqa: BLE001 - a defect met by one release must not leave the others unswept
+        except Exception as error:
+            # Without an engine no release can be swept. Whatever else goes wrong with one is that release's own
+            # trouble: a defect that it meets must not leave the others unswept.
+            if is_unreachable(error):
+                raise
             self._troubles.begin(str(release_id), error)
             return False
         self._troubles.over(str(release_id))
@@ -223,12 +222,8 @@ async def open_worker(settings: Settings) -> AsyncGenerator[Worker]:
         yield Worker(settings, engine, redis, clock, gate)
 
 
-async def run_worker(settings: Settings, *, announce_fd: int | None = None) -> None:
-    """Work until SIGTERM or Ctrl-C. `announce_fd` gets a line once the worker works."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+async def run_worker(settings: Settings, stop: asyncio.Event, *, announce_fd: int | None = None) -> None:
+    """Work until `stop` is set. `announce_fd` gets a line once the worker works."""
     async with open_worker(settings) as worker:
         if announce_fd is not None:
             with os.fdopen(announce_fd, "w") as announcement:

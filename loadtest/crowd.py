@@ -135,6 +135,20 @@ class Crowd:
         except wire.UnreadableError as error:
             raise CannotRunError(str(error)) from error
 
+    async def require_release(self, release_id: str) -> None:
+        """Raise `CannotRunError`, with a sentence, unless there is such a release and it can still be rushed."""
+        answer = await self._preparation.ask("GET", f"/v1/releases/{release_id}")
+        if answer.status in {404, 422}:
+            raise CannotRunError(
+                f"There is no published release {release_id} at {self.plan.base_url}; GET /v1/releases lists them."
+            )
+        release = self.understand(answer, wire.ReleaseBody)
+        now_ms = self.understand(await self._preparation.ask("GET", "/v1/time"), wire.TimeBody).now_ms
+        if release.state == "cancelled":
+            raise CannotRunError(f"The release {release_id} was cancelled.")
+        if release.closes_at is not None and release.closes_at.timestamp() * 1000 <= now_ms:
+            raise CannotRunError(f"The release {release_id} closed at {release.closes_at.isoformat()}.")
+
     async def sign_in(self) -> None:
         """Sign all parents in and register their children. Raises `CannotRunError`."""
         began_at = time.perf_counter()

@@ -61,11 +61,13 @@ async def rehearse(options: RehearsalOptions, *, progress: ProgressSink) -> Verd
 async def _rehearse(options: RehearsalOptions, crowd: Crowd) -> Verdict:
     operator: Operator | None = None
     if options.operator_code is not None:
-        # First of all: an operator without the role should learn so before thousands sign in.
+        # First of all: who has no role, or no town, or no such release, should learn so before thousands sign in.
         operator = await Operator.sign_in(crowd.network, options.operator_code)
         await operator.station_ids()
-    await crowd.sign_in()
     release_id = options.release_id
+    if release_id is not None:
+        await crowd.require_release(release_id)
+    await crowd.sign_in()
     if operator is not None and release_id is None:
         release_id = await operator.open_release(
             await operator.server_now() + timedelta(seconds=_seconds_needed(options, crowd)),

@@ -67,9 +67,10 @@ class TimeBody(msgspec.Struct, frozen=True):
 
 
 class Account(msgspec.Struct, frozen=True):
-    """Who signed in."""
+    """Who signed in, and what the account may do."""
 
     id: str
+    roles: tuple[str, ...] = ()
 
 
 class SignedIn(msgspec.Struct, frozen=True):
@@ -120,6 +121,7 @@ class ReleaseBody(msgspec.Struct, frozen=True):
     account_limit: int
     pools: tuple[PoolBody, ...] = ()
     state: str = ""
+    closes_at: datetime | None = None
 
 
 class ReleaseListed(msgspec.Struct, frozen=True):
@@ -165,6 +167,13 @@ class Audit(msgspec.Struct, frozen=True):
     gate: GateCounts | None = None
 
 
+class ProblemBody(msgspec.Struct, frozen=True):
+    """Why the server refused (RFC 9457)."""
+
+    code: str
+    detail: str = ""
+
+
 class UnreadableError(Exception):
     """An answer is not what the API promises."""
 
@@ -175,10 +184,19 @@ encode: Final = msgspec.json.Encoder().encode
 
 
 def read(answer: Answer, shape: type[Shape], *, expected: tuple[int, ...] = (200, 201)) -> Shape:
-    """Decode a good answer. Raises `UnreadableError`, with status and the start of the body, for any other."""
+    """Decode a good answer. Raises `UnreadableError`, with what the answer says, for any other."""
     if answer.status not in expected:
-        raise UnreadableError(f"status {answer.status}: {answer.body[:300].decode(errors='replace')}")
+        raise UnreadableError(f"status {answer.status}, {_in_words(answer)}")
     try:
         return msgspec.json.decode(answer.body, type=shape)
     except msgspec.DecodeError as error:
         raise UnreadableError(f"status {answer.status}, {error}: {answer.body[:300]!r}") from error
+
+
+def _in_words(answer: Answer) -> str:
+    """Return what a refusal says; of what is no problem document, as a proxy's page, the beginning."""
+    try:
+        problem = msgspec.json.decode(answer.body, type=ProblemBody)
+    except msgspec.DecodeError:
+        return answer.body[:300].decode(errors="replace") or "without a word"
+    return f"{problem.code}: {problem.detail}" if problem.detail else problem.code

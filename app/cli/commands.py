@@ -92,19 +92,25 @@ def serve(
 def worker(
     *,
     data_dir: DataDir = surroundings.DEFAULT_DATA_DIR,
+    wait_seconds: Annotated[
+        float, typer.Option(min=0, max=3_600, help="Seconds to wait at the start for servers that do not answer.")
+    ] = 60.0,
     announce_fd: AnnounceFd = None,
     lifeline: Lifeline = False,
 ) -> None:
-    """Run a background worker; `clocktower serve` runs one by itself."""
+    """Run a background worker; `clocktower serve` runs one by itself.
+
+    Exit status 2 when a server was not reached at the start. One that goes away later is waited for.
+    """
+    from app.cli.background import work
     from app.cli.lifeline import end_with_parent
     from app.core.logs import configure_logs
-    from app.worker import run_worker
 
     if lifeline:
         end_with_parent()
     settings = surroundings.enter(data_dir)
     configure_logs(settings)
-    uvloop.run(run_worker(settings, announce_fd=announce_fd))
+    uvloop.run(work(settings, wait_seconds=wait_seconds, announce_fd=announce_fd))
 
 
 @app.command()
@@ -208,7 +214,7 @@ def rehearse(
         bool, typer.Option("--embedded", help="Against a server of its own, whose data is removed afterwards.")
     ] = False,
     address: Annotated[str | None, typer.Option(help="Against the server at this URL.")] = None,
-    release: Annotated[str | None, typer.Option(help="Rush this release instead of making one.")] = None,
+    release: Annotated[UUID | None, typer.Option(help="Rush this release instead of making one.")] = None,
     operator_code: Annotated[str | None, typer.Option(help="A WeChat code that signs in an operator.")] = None,
     data_dir: DataDir = surroundings.DEFAULT_DATA_DIR,
 ) -> None:
@@ -227,15 +233,18 @@ def rehearse(
     if embedded and (address or release or operator_code):
         raise Refusal("--embedded brings its own address, release and operator: leave the others out.")
     reports = Reports(json, html)
+    # First of all: what follows starts a server, or makes a town on one that runs.
+    reports.require_writable()
     if not embedded and address is None:
-        address, operator_code = operator_of_running(data_dir)
+        address, own_code = operator_of_running(data_dir)
+        operator_code = operator_code or own_code
     options = RehearsalOptions(
         base_url=address or "",
         parents=parents,
         seed=secrets.randbelow(_SEEDS) if seed is None else seed,
         seconds_before=seconds_before,
         operator_code=operator_code,
-        release_id=release,
+        release_id=None if release is None else str(release),
         workers=workers if embedded else None,
     )
     if embedded:

@@ -41,6 +41,10 @@ class DemoOptions:
 def demo(options: DemoOptions) -> int:
     """Show the main job once. Returns the exit status: 0, or 1 when a promise was broken. Raises `Refusal`."""
     reports = Reports(options.reports_dir / "demo.json", options.reports_dir / "demo.html")
+    try:
+        options.reports_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise Refusal(f"The directory {options.reports_dir} cannot be made ({problem.strerror}).") from problem
     reports.require_writable()
     try:
         options.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

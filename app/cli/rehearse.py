@@ -30,13 +30,18 @@ class Reports:
     html: Path | None = None
 
     def require_writable(self) -> None:
-        """Raise `Refusal` where a report could not be written: before the rehearsal, not after it."""
+        """Raise `Refusal` where a report could not be written: before the rehearsal, not after it.
+
+        Nothing is left behind: no directory is made, and no empty file where none was.
+        """
         for path in (self.json, self.html):
             if path is not None:
                 try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with path.open("a"):
-                        pass
+                    if path.exists():
+                        path.open("a").close()
+                    else:
+                        path.open("x").close()
+                        path.unlink()
                 except OSError as problem:
                     raise Refusal(f"{path} cannot be written ({problem.strerror}).") from problem
 
@@ -50,7 +55,7 @@ class Reports:
 
 def rehearse_once(options: RehearsalOptions, reports: Reports) -> Verdict:
     """Rehearse with a live display, print and write the verdict. Raises `Refusal` when it could not take place."""
-    reports.require_writable()
+    say(f"{options.parents} parents, drawn from seed {options.seed}; --seed {options.seed} draws the same crowd again.")
     try:
         with Display(out) as display:
             verdict = uvloop.run(rehearse(options, progress=display))
@@ -71,8 +76,6 @@ def rehearse_embedded(options: RehearsalOptions, reports: Reports, *, workers: i
 
     `options` gives all but the address and the operator. Returns the exit status.
     """
-    # Before a server is started for it, which takes seconds.
-    reports.require_writable()
     log_path = Path(tempfile.mkstemp(prefix="clocktower-rehearsal-", suffix=".log")[1])
     data_dir = Path(tempfile.mkdtemp(prefix="clocktower-rehearsal-"))
     status = EXIT_WRONG

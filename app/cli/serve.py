@@ -1,5 +1,6 @@
 """Runs the whole service: engines where none are given, web workers, the background worker, and their orderly end."""
 
+import asyncio
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from app.cli import surroundings
+from app.cli.background import require_redis
 from app.cli.database import require_connections, require_head, upgrade
 from app.cli.lifeline import end_with_parent
 from app.cli.processes import Child, Household, KeepsDying
@@ -120,6 +122,7 @@ class _Service:
             upgrade(settings)
         else:
             require_head(settings)
+        asyncio.run(require_redis(settings))
         # The background worker is one process more.
         require_connections(settings, self._options.workers + 1)
 
