@@ -1,6 +1,7 @@
 -- Admits the claims of one tick to one release, in the order in which they came.
 --
 -- A script is isolated, but it is not rolled back: everything is decided in local tables first, and written at the end.
+-- Only the free maps change on the way. If they and the counts contradict each other, the state is built anew anyway.
 --
 -- KEYS  1 meta     hash    epoch, identity, opens_ms, closes_ms, person_limit, account_limit, seq, version
 --       2 pools    hash    ordinal -> packed pool (see POOL)
@@ -147,7 +148,7 @@ local function take(ordinal)
 end
 
 -- Books nothing: finds for these people the first pool in order of preference that has room for all of them.
--- Returns an ordinal, or nil and why not.
+-- Returns an ordinal; nil where no pool has room; nil, 'B' and the booking where one of them is booked there already.
 local function first_fit(people, choices)
     for _, ordinal in ipairs(choices) do
         local pool = pools[ordinal]
@@ -158,7 +159,7 @@ local function first_fit(people, choices)
         -- Nobody new passes those who wait.
         if pool and pool.open == 1 and pool.waiting == 0 and pool.free >= #people then return ordinal end
     end
-    return nil, 'F'
+    return nil
 end
 
 local function limit_hit(people, account, more)
@@ -188,72 +189,81 @@ local function is_final(choices)
     return true
 end
 
-local function judge(claim)
-    local id, fingerprint, account = claim.id, claim.fingerprint, claim.account
-    local people, choices = claim.people, claim.choices
+-- Places one group of a claim, or lets a single person wait, and adds what came of it to `entries`.
+-- Returns nothing then; otherwise why not (a code of the answer) and its detail.
+local function place_group(claim, group, entries)
+    local ordinal, why, detail = first_fit(group, claim.choices)
+    if why == 'B' then return why, detail end
+    local hit = limit_hit(group, claim.account, #group)
+    if hit then return 'L', hit end
+    local waits = false
+    if not ordinal and claim.waitlist and #group == 1 then
+        ordinal = waiting_room(claim.choices)
+        waits = ordinal ~= nil
+    end
+    if not ordinal then return 'F', '' end
 
+    local pool = pools[ordinal]
+    for _, person in ipairs(group) do
+        local place, shown, status = 0, 0, STATUS_WAITING
+        if waits then
+            pool.waiting = pool.waiting + 1
+            shown = pool.waiting
+        else
+            place = take(ordinal)
+            shown, status = place, STATUS_CONFIRMED
+        end
+        entries[#entries + 1] = person .. pack('<I2I4B', ordinal, shown, status)
+        booked_of[person] = booked_of[person] .. pack('<I2I4c16', ordinal, place, claim.id)
+        changed_people[person] = true
+    end
+    changed_pools[ordinal] = true
+    count_of[claim.account] = count_of[claim.account] + #group
+    changed_accounts[claim.account] = true
+    entries.someone_placed = entries.someone_placed or not waits
+end
+
+-- Returns the answer that needs no look at the stock, or nil: the claim is known, too late or too early.
+local function answered_already(claim)
     -- Before any test of stock or time: a winner who asks again must hear of the win.
-    local known = record_of[id]
+    local known = record_of[claim.id]
     if known then
-        if known:sub(5, 12) ~= fingerprint then return 'M', '' end
-        if pending_now[id] or redis.call('ZSCORE', KEYS[6], id) then return 'P', known end
+        if known:sub(5, 12) ~= claim.fingerprint then return 'M', '' end
+        if pending_now[claim.id] or redis.call('ZSCORE', KEYS[6], claim.id) then return 'P', known end
         return 'K', known
     end
     if now_ms >= claim.expires_ms then return 'X', '' end
     if now_ms < opens_ms + claim.delay_ms then return 'N', pack('<I8', opens_ms + claim.delay_ms) end
     if now_ms >= closes_ms then return 'Z', '' end
+end
+
+local function judge(claim)
+    local code, answer = answered_already(claim)
+    if code then return code, answer end
 
     -- Each group is placed as one: everybody at once, or one by one.
     local groups = {}
-    if claim.together then groups[1] = people else
-        for i, person in ipairs(people) do groups[i] = {person} end
+    if claim.together then groups[1] = claim.people else
+        for i, person in ipairs(claim.people) do groups[i] = {person} end
     end
-    local entries, refusal, detail, someone_placed = {}, nil, '', false
+    -- What is told is the first refusal that is not "full", if there is one.
+    local entries, refusal, detail = {someone_placed = false}, nil, nil
     for _, group in ipairs(groups) do
-        local ordinal, why, more = first_fit(group, choices)
-        local waits = false
-        if why ~= 'B' then
-            local hit = limit_hit(group, account, #group)
-            if hit then
-                ordinal, why, more = nil, 'L', hit
-            elseif not ordinal and claim.waitlist and #group == 1 then
-                ordinal = waiting_room(choices)
-                waits = ordinal ~= nil
-            end
-        end
-        if ordinal then
-            local pool = pools[ordinal]
-            for _, person in ipairs(group) do
-                local place, shown, status = 0, 0, STATUS_WAITING
-                if waits then
-                    pool.waiting = pool.waiting + 1
-                    shown = pool.waiting
-                else
-                    place = take(ordinal)
-                    shown, status, someone_placed = place, STATUS_CONFIRMED, true
-                end
-                entries[#entries + 1] = person .. pack('<I2I4B', ordinal, shown, status)
-                booked_of[person] = booked_of[person] .. pack('<I2I4c16', ordinal, place, id)
-                changed_people[person] = true
-            end
-            changed_pools[ordinal] = true
-            count_of[account] = count_of[account] + #group
-            changed_accounts[account] = true
-        elseif refusal == nil or refusal == 'F' then
-            refusal, detail = why, more or ''
-        end
+        local why, more = place_group(claim, group, entries)
+        if why and (refusal == nil or refusal == 'F') then refusal, detail = why, more end
     end
+
     if #entries > 0 then
         seq = seq + 1
-        local record = pack('<I4c8c16I8I8', 1, fingerprint, account, seq, now_ms) .. table.concat(entries)
-        record_of[id], pending_now[id], new_claims[id] = record, true, record
-        return someone_placed and 'T' or 'W', record
+        local record = pack('<I4c8c16I8I8', 1, claim.fingerprint, claim.account, seq, now_ms) .. table.concat(entries)
+        record_of[claim.id], pending_now[claim.id], new_claims[claim.id] = record, true, record
+        return entries.someone_placed and 'T' or 'W', record
     end
     if refusal == 'B' then
         local holder = detail:sub(1, 16)
         return 'B', detail .. (record_of[holder] or redis.call('HGET', KEYS[3], holder) or '')
     end
-    if refusal == 'F' and is_final(choices) then return 'G', '' end
+    if refusal == 'F' and is_final(claim.choices) then return 'G', '' end
     return refusal, detail
 end
 
