@@ -27,7 +27,7 @@ from app.core.problems import Problem
 from app.core.redis import connect_redis
 from app.core.settings import Settings, load_settings
 from app.core.tasks import end_task
-from app.core.web.answers import language_for, problem_response
+from app.core.web.answers import problem_response
 from app.core.web.edge import Edge, allowed_methods
 from app.core.web.failures import problem_for
 from app.core.web.limits import Limiter, RateLimits
@@ -128,7 +128,7 @@ async def _calibrating(clock: Clock, redis_time: RedisTime) -> AsyncGenerator[No
 
 
 async def _answer(request: Request, error: Exception) -> Response:
-    headers: dict[str, str] = {}
+    problem = problem_for(error)
     if isinstance(error, HTTPException) and error.headers and "allow" in {name.lower() for name in error.headers}:
-        headers["Allow"] = allowed_methods(request.app.routes, request.url.path)
-    return problem_response(problem_for(error, language_for(request.scope)), request.scope, headers)
+        problem.headers["Allow"] = allowed_methods(request.app.routes, request.url.path)
+    return problem_response(problem, request.scope)

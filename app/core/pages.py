@@ -65,5 +65,5 @@ def bad_cursor() -> ValidationFailed:
     return ValidationFailed(
         "The cursor is not one that a list gave out.",
         "翻页游标无效。",
-        errors=[FieldError("cursor", "bad_cursor", "The cursor is not one that a list gave out.")],
+        errors=[FieldError("cursor", "bad_cursor")],
     )

@@ -7,28 +7,38 @@ Nothing here knows a web framework, so the gate and FastAPI speak with one voice
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from functools import lru_cache
+from typing import ClassVar, Final
 
-Language = Literal["zh-CN", "en"]
+from app.core.field_codes import Language, sentence_of
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "/docs/errors#"
+_KEPT_HEADER_CHARACTERS_MAX: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One field of a request that was wrong: where, which rule, and what to do."""
+    """One field of a request that was wrong: where, by which rule (see `field_codes`), and the rule's bound if any."""
 
     field: str
     code: str
-    message: str
+    limit: object = None
+
+    def told(self, language: Language) -> dict[str, str]:
+        """Return the entry of a problem document."""
+        return {
+            "field": self.field,
+            "code": self.code,
+            "message": sentence_of(self.code).told(language, self.limit),
+        }
 
 
 class Problem(Exception):  # noqa: N818 - the field's word for it (RFC 9457) is "problem"
     """A refusal with a stable code. Subclasses set the class attributes; instances carry the particulars.
 
     `extra` is merged into the document beside the standard members, for the values a phone needs to go on
-    (`opens_at`, `held`, …).
+    (`opens_at`, `held`, …). `headers` go out with the answer (`Allow`, …).
     """
 
     code: ClassVar[str]
@@ -47,6 +57,7 @@ class Problem(Exception):  # noqa: N818 - the field's word for it (RFC 9457) is 
         retry_after_ms: int | None = None,
         errors: Sequence[FieldError] = (),
         extra: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(self.code, detail_en)
         self.detail_en = detail_en
@@ -54,6 +65,7 @@ class Problem(Exception):  # noqa: N818 - the field's word for it (RFC 9457) is 
         self.retry_after_ms = retry_after_ms
         self.errors = tuple(errors)
         self.extra = dict(extra or {})
+        self.headers = dict(headers or {})
 
     def document(self, *, language: Language, request_id: str) -> dict[str, object]:
         """Return the problem document, ready for a JSON encoder."""
@@ -70,7 +82,7 @@ class Problem(Exception):  # noqa: N818 - the field's word for it (RFC 9457) is 
         if self.retry_after_ms is not None:
             document["retry_after_ms"] = self.retry_after_ms
         if self.errors:
-            document["errors"] = [{"field": e.field, "code": e.code, "message": e.message} for e in self.errors]
+            document["errors"] = [error.told(language) for error in self.errors]
         document.update(self.extra)
         return document
 
@@ -91,6 +103,13 @@ def language_of(accept_language: str | None) -> Language:
     """Return the language to speak: Chinese unless the header prefers English (RFC 9110, 12.5.4)."""
     if not accept_language:
         return "zh-CN"
+    # Phones send few different headers. A long one is no phone's, and is not kept.
+    if len(accept_language) <= _KEPT_HEADER_CHARACTERS_MAX:
+        return _kept_language(accept_language)
+    return _preferred(accept_language)
+
+
+def _preferred(accept_language: str) -> Language:
     best: Language = "zh-CN"
     best_quality = 0.0
     for item in accept_language.split(",")[:10]:
@@ -105,6 +124,9 @@ def language_of(accept_language: str | None) -> Language:
         elif primary == "en" and quality > best_quality:
             best, best_quality = "en", quality
     return best
+
+
+_kept_language: Final = lru_cache(maxsize=256)(_preferred)
 
 
 class MalformedHttp(Problem):

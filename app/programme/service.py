@@ -98,7 +98,7 @@ async def _existing_activities(db: AsyncSession, sessions: Sequence[SessionCreat
         return {}
     found = await queries.activity_facts(db, activity_ids=wanted)
     errors = [
-        FieldError(f"sessions[{index}].activity_id", "unknown_activity", "该站点没有此活动 / none of its own")
+        FieldError(f"sessions[{index}].activity_id", "unknown_activity")
         for index, session in enumerate(sessions)
         if session.activity_id is not None
         and (session.activity_id not in found or found[session.activity_id].station_id != session.station_id)

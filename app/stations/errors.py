@@ -24,11 +24,9 @@ class UnitNameTaken(Problem):
     advice_en = "Ask for another name."
 
 
-_UNKNOWN_PARENT: Final = FieldError("parent_id", "unknown_station", "没有这个服务站 / No service station has this id")
-_UNKNOWN_UNIT: Final = FieldError("unit_id", "unknown_unit", "没有这个村居 / No unit has this id")
-_PARENT_IS_A_POINT: Final = FieldError(
-    "parent_id", "not_a_service_station", "服务点只能隶属于服务站 / A service point belongs to a service station"
-)
+_UNKNOWN_PARENT: Final = FieldError("parent_id", "unknown_station")
+_UNKNOWN_UNIT: Final = FieldError("unit_id", "unknown_unit")
+_PARENT_IS_A_POINT: Final = FieldError("parent_id", "not_a_service_station")
 
 
 def unknown_parent() -> Problem:

@@ -302,9 +302,7 @@ def _refusal(verdict: InvitationVerdict, settings: Settings) -> Problem | None:
 
 def _check_stated(stated: PersonStatement, *, now: datetime, settings: Settings) -> None:
     if is_future_month(stated.birth_month, now=now):
-        raise BirthMonthInFuture(
-            errors=[FieldError("birth_month", "in_the_future", "The month has not begun yet. 该月份尚未开始。")]
-        )
+        raise BirthMonthInFuture(errors=[FieldError("birth_month", "in_the_future")])
     _check_version(stated.consent_version, settings)
 
 
@@ -315,7 +313,7 @@ def _check_version(version: str, settings: Settings) -> None:
 
 
 def _unknown_unit() -> UnknownUnit:
-    return UnknownUnit(errors=[FieldError("resident_unit_id", "unknown_unit", "No such unit. 没有该村居。")])
+    return UnknownUnit(errors=[FieldError("resident_unit_id", "unknown_unit")])
 
 
 async def _lock_own_account(db: AsyncSession, account_id: UUID) -> None:

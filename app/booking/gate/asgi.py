@@ -3,8 +3,10 @@
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from app.booking.gate.desk import Answer, Desk, Request, problem_answer
+from app.booking.gate.desk import Desk, Request
 from app.core.problems import BodyTooLarge
+from app.core.web.documents import Answer, problem_answer
+from app.core.web.headers import REQUEST_ID_HEADER, request_id_for, with_common_headers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -12,6 +14,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_REQUEST_ID_NAME: Final = REQUEST_ID_HEADER.lower()
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
 
 
@@ -40,12 +43,13 @@ class GateInFront:
         body = await _read_body(receive, self._body_limit_bytes)
         if body is None:
             return
+        request_id = request_id_for(headers.get(_REQUEST_ID_NAME))
         if len(body) > self._body_limit_bytes:
-            answer = problem_answer(BodyTooLarge(), headers.get("accept-language"))
-            answer.headers.append(("connection", "close"))
+            problem = BodyTooLarge(headers={"Connection": "close"})
+            answer = problem_answer(problem, accept_language=headers.get("accept-language"), request_id=request_id)
         else:
-            answer = await desk.answer(Request(method, path, headers, body))
-        await _send(send, answer, is_head=method == "HEAD")
+            answer = await desk.answer(Request(method, path, headers, body, request_id))
+        await _send(send, answer, request_id, is_head=method == "HEAD")
 
 
 async def _read_body(receive: Receive, limit_bytes: int) -> bytes | None:
@@ -66,8 +70,8 @@ async def _read_body(receive: Receive, limit_bytes: int) -> bytes | None:
     return b"".join(parts)
 
 
-async def _send(send: Send, answer: Answer, *, is_head: bool) -> None:
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+async def _send(send: Send, answer: Answer, request_id: str, *, is_head: bool) -> None:
+    headers = with_common_headers(answer.headers, request_id)
     if answer.status not in _NO_BODY_STATUSES:
         headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

@@ -4,10 +4,8 @@ Whatever can be checked without asking anybody is checked here, in memory, befor
 """
 
 import asyncio
-import itertools
-import secrets
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -25,32 +23,30 @@ from app.booking.gate.errors import (
 from app.booking.gate.gate import Availability, Decided, Gate, Pending
 from app.booking.gate.limits import AccountLimit
 from app.booking.gate.passes import Pass, PassSigner
+from app.booking.gate.reading import read_claim, repeated
 from app.booking.gate.records import PoolCounts
 from app.booking.gate.state import Release, ReleaseSetup
 from app.booking.gate.wire import AvailabilityView, ClaimBody, PendingView, PoolAvailability, PoolState, claim_view
 from app.core.clock import from_ms, iso
 from app.core.problems import (
-    PROBLEM_MEDIA_TYPE,
     FieldError,
     InternalError,
-    MalformedJson,
     MethodNotAllowed,
     NotAuthenticated,
     Problem,
     UnsupportedMediaType,
     ValidationFailed,
-    language_of,
 )
+from app.core.web.documents import Answer, problem_answer
+from app.core.web.strict_json import is_json
 
 CLAIM_PATH: Final = "/v1/claims/"
 RELEASE_PATH: Final = "/v1/releases/"
 AVAILABILITY_SUFFIX: Final = "/availability"
 JSON_MEDIA_TYPE: Final = "application/json"
+_JSON_TYPE: Final = (b"content-type", JSON_MEDIA_TYPE.encode())
 
 log = structlog.get_logger(__name__)
-
-_request_ids = itertools.count()
-_request_prefix = secrets.token_hex(4)
 
 
 class Request(NamedTuple):
@@ -60,23 +56,11 @@ class Request(NamedTuple):
     path: str
     headers: dict[str, str]
     body: bytes
+    # Names the request in problems and in the log; the transport sends it back.
+    request_id: str = ""
 
 
-class Answer(NamedTuple):
-    """An answer, as every transport can carry it."""
-
-    status: int
-    headers: list[tuple[str, str]]
-    body: bytes
-
-
-_decode_claim = msgspec.json.Decoder(ClaimBody).decode
 _encode = msgspec.json.Encoder().encode
-_decode_any = msgspec.json.Decoder().decode
-
-
-# What msgspec raises for a body that is no JSON: bad text and bottomless nesting have errors of their own.
-_NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Poll(NamedTuple):
@@ -113,11 +97,11 @@ class Desk:
         try:
             return await self._answer(request)
         except Problem as problem:
-            return problem_answer(problem, request.headers.get("accept-language"))
+            return _told(problem, request)
         except Exception:
             # A defect of ours. The phone hears it in the form of every other refusal, and may try again.
-            log.exception("gate_failed", method=request.method)
-            return problem_answer(InternalError(), request.headers.get("accept-language"))
+            log.exception("gate_failed", method=request.method, request_id=request.request_id)
+            return _told(InternalError(), request)
 
     async def _answer(self, request: Request) -> Answer:
         if not request.path.startswith(CLAIM_PATH):
@@ -128,15 +112,15 @@ class Desk:
             case "GET" | "HEAD":
                 return await self._get_claim(request)
             case _:
-                raise MethodNotAllowed(extra={"allow": ["GET", "HEAD", "PUT", "DELETE"]})
+                raise MethodNotAllowed(headers={"Allow": "DELETE, GET, HEAD, PUT"})
 
     async def _put_claim(self, request: Request) -> Answer:
         claim_id = _id_in_path(request.path[len(CLAIM_PATH) :], "claim_id")
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != JSON_MEDIA_TYPE:
+        media_type = request.headers.get("content-type")
+        if media_type != JSON_MEDIA_TYPE and request.body and not is_json(media_type):
             raise UnsupportedMediaType
         contents = self._pass_in(request)
-        body = _parse_claim(request.body)
+        body = read_claim(request.body)
         self._check_shape(body)
         if body.release.bytes != contents.release:
             raise PassInvalid("The pass is for another release.", "该凭证属于另一次放号。")
@@ -157,16 +141,16 @@ class Desk:
 
     async def _availability(self, request: Request) -> Answer:
         if request.method not in {"GET", "HEAD"}:
-            raise MethodNotAllowed(extra={"allow": ["GET", "HEAD"]})
+            raise MethodNotAllowed(headers={"Allow": "GET, HEAD"})
         release_id = _id_in_path(request.path[len(RELEASE_PATH) : -len(AVAILABILITY_SUFFIX)], "release_id")
         now_seconds = self._gate.clock.now_ms() / 1000
         poll = self._polls.get(release_id)
         if poll is None or poll.until_seconds <= now_seconds:
             poll = await self._fresh_poll(release_id)
-        headers = [("etag", poll.etag), ("cache-control", "no-cache")]
+        headers = [(b"etag", poll.etag.encode()), (b"cache-control", b"no-cache")]
         if poll.etag in request.headers.get("if-none-match", ""):
             return Answer(304, headers, b"")
-        return Answer(200, [*headers, ("content-type", JSON_MEDIA_TYPE)], poll.body)
+        return Answer(200, [*headers, _JSON_TYPE], poll.body)
 
     async def _fresh_poll(self, release_id: UUID) -> _Poll:
         """Ask Redis once for all who ask at this moment: pollers must not take the links from the claims."""
@@ -189,6 +173,7 @@ class Desk:
             raise NotAuthenticated(
                 "Send the pass of this release: Authorization: Pass <pass>.",
                 "请携带本次放号的报名凭证：Authorization: Pass <凭证>。",
+                headers={"WWW-Authenticate": "Pass"},
             )
         contents = self._signer.verify(text.strip())
         self._limit.count(contents.account)
@@ -201,20 +186,18 @@ class Desk:
             ("choices", body.choices, self._choices_limit, ValidationFailed, DuplicateChoice),
         ):
             if not items:
-                raise ValidationFailed(errors=[FieldError(field, "too_short", "name at least one")])
+                raise ValidationFailed(errors=[FieldError(field, "too_short", 1)])
             if len(items) > limit:
-                raise too_long(errors=[FieldError(field, "too_long", f"at most {limit}")])
-            if len(set(items)) < len(items):
-                repeated = [index for index, item in enumerate(items) if item in items[:index]]
-                raise twice(errors=[FieldError(f"{field}[{index}]", "duplicate", "named twice") for index in repeated])
+                raise too_long(errors=[FieldError(field, "too_long", limit)])
+            if errors := repeated(field, items):
+                raise twice(errors=errors)
 
     def _order(self, claim_id: UUID, body: ClaimBody, contents: Pass, release: Release) -> Order:
         choices: list[int] = []
         for index, pool_id in enumerate(body.choices):
             ordinal = release.ordinals.get(pool_id)
             if ordinal is None:
-                error = FieldError(f"choices[{index}]", "unknown_pool", "not a pool of this release")
-                raise UnknownPool(errors=[error])
+                raise UnknownPool(errors=[FieldError(f"choices[{index}]", "unknown_pool")])
             choices.append(ordinal)
         delay_ms = 0
         people: list[bytes] = []
@@ -251,76 +234,17 @@ def _id_in_path(text: str, field: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise ValidationFailed(errors=[FieldError(field, "bad_format", "must be a UUID")]) from None
-
-
-def _parse_claim(body: bytes) -> ClaimBody:
-    try:
-        return _decode_claim(body)
-    except msgspec.ValidationError:
-        raise ValidationFailed(errors=_explain(body)) from None
-    except _NOT_JSON as error:
-        raise _malformed(error) from None
-
-
-def _malformed(error: Exception) -> MalformedJson:
-    return MalformedJson("nested too deeply" if isinstance(error, RecursionError) else str(error))
-
-
-def _explain(body: bytes) -> list[FieldError]:
-    """Say what is wrong with a body that is no claim. Off the hot path, so it may look at everything.
-
-    Raises `MalformedJson`: the decoder of claims gives up at the first wrong type, before it has seen all of the body.
-    """
-    try:
-        parsed = _decode_any(body)
-    except _NOT_JSON as error:
-        raise _malformed(error) from None
-    if not isinstance(parsed, dict):
-        return [FieldError("", "wrong_type", "must be an object")]
-    fields = cast("dict[str, Any]", parsed)
-    errors = [FieldError(name[:64], "unknown_field", "no such field") for name in fields if name not in _FIELDS]
-    for name, check in _FIELDS.items():
-        if name in fields:
-            errors.extend(check(name, fields[name]))
-        elif name in _REQUIRED:
-            errors.append(FieldError(name, "missing", "must be given"))
-    return errors
-
-
-def _check_id(field: str, value: object) -> list[FieldError]:
-    if not isinstance(value, str):
-        return [FieldError(field, "wrong_type", "must be a string")]
-    try:
-        UUID(value)
-    except ValueError:
-        return [FieldError(field, "bad_format", "must be a UUID")]
-    return []
-
-
-def _check_ids(field: str, value: object) -> list[FieldError]:
-    if not isinstance(value, list):
-        return [FieldError(field, "wrong_type", "must be a list")]
-    items = cast("list[object]", value)
-    return [error for index, item in enumerate(items) for error in _check_id(f"{field}[{index}]", item)]
-
-
-def _check_flag(field: str, value: object) -> list[FieldError]:
-    return [] if isinstance(value, bool) else [FieldError(field, "wrong_type", "must be true or false")]
-
-
-_FIELDS: Final = {
-    "release": _check_id,
-    "people": _check_ids,
-    "choices": _check_ids,
-    "together": _check_flag,
-    "waitlist": _check_flag,
-}
-_REQUIRED: Final = ("release", "people", "choices")
+        raise ValidationFailed(errors=[FieldError(field, "bad_format")]) from None
 
 
 def _json_answer(status: int, document: object) -> Answer:
-    return Answer(status, [("content-type", JSON_MEDIA_TYPE), ("cache-control", "no-store")], _encode(document))
+    return Answer(status, [_JSON_TYPE], _encode(document))
+
+
+def _told(problem: Problem, request: Request) -> Answer:
+    return problem_answer(
+        problem, accept_language=request.headers.get("accept-language"), request_id=request.request_id
+    )
 
 
 def _pending(claim_id: UUID, pending: Pending) -> Answer:
@@ -333,20 +257,6 @@ def decided_answer(decided: Decided) -> Answer:
     if view.state == "waitlisted":
         return _json_answer(202, view)
     return _json_answer(200 if decided.repeated else 201, view)
-
-
-def problem_answer(problem: Problem, accept_language: str | None) -> Answer:
-    """Return a problem document."""
-    request_id = f"{_request_prefix}-{next(_request_ids):x}"
-    headers = [("content-type", PROBLEM_MEDIA_TYPE), ("cache-control", "no-store"), ("x-request-id", request_id)]
-    if problem.retry_after_seconds is not None:
-        headers.append(("retry-after", str(problem.retry_after_seconds)))
-    if isinstance(problem, MethodNotAllowed):
-        headers.append(("allow", ", ".join(cast("list[str]", problem.extra["allow"]))))
-    if isinstance(problem, NotAuthenticated):
-        headers.append(("www-authenticate", "Pass"))
-    document = problem.document(language=language_of(accept_language), request_id=request_id)
-    return Answer(problem.status, headers, _encode(document))
 
 
 def _poll_of(seen: Availability, until_seconds: float) -> _Poll:

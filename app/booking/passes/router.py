@@ -5,6 +5,7 @@ from uuid import UUID
 
 from fastapi import Request
 
+from app.booking.gate.errors import DuplicatePerson
 from app.booking.gate.passes import PassSigner
 from app.booking.passes.errors import UnknownPerson
 from app.booking.passes.schemas import PassPersonView, PassRequest, PassResponse, RefusedPool
@@ -23,7 +24,7 @@ router = ApiRouter(prefix="/v1/releases", tags=["passes"])
 @router.post(
     "/{release_id}/pass",
     summary="Fetch a pass",
-    responses=problems(NotAuthenticated, TokenExpired, NotFound, UnknownPerson),
+    responses=problems(NotAuthenticated, TokenExpired, NotFound, UnknownPerson, DuplicatePerson),
 )
 @keeps_no_answer
 async def fetch_pass(release_id: UUID, body: PassRequest, caller: Caller, db: Read, request: Request) -> PassResponse:

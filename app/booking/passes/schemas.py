@@ -4,8 +4,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from app.core.schemas import RequestModel, ResponseModel
 
@@ -13,19 +12,12 @@ from app.core.schemas import RequestModel, ResponseModel
 PEOPLE_MAX = 20
 
 
-def _distinct(people: list[UUID]) -> list[UUID]:
-    if len(set(people)) < len(people):
-        raise PydanticCustomError("duplicate", "the same person is named twice")
-    return people
-
-
 class PassRequest(RequestModel):
     """For whom a pass is wanted."""
 
     people: Annotated[
         list[UUID],
-        Field(min_length=1, max_length=PEOPLE_MAX, description="Ids of the family's people."),
-        AfterValidator(_distinct),
+        Field(min_length=1, max_length=PEOPLE_MAX, description="Ids of the family's people, each once."),
     ]
 
 

@@ -8,7 +8,9 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.service import people_for_pass
+from app.booking.gate.errors import DuplicatePerson
 from app.booking.gate.passes import Pass, PassPerson, PassSigner, mask_of
+from app.booking.gate.reading import repeated
 from app.booking.passes.errors import UnknownPerson
 from app.booking.passes.policy import Refusal, refusal
 from app.booking.passes.queries import ReleaseConditions, release_conditions
@@ -49,15 +51,17 @@ async def issue_pass(
 ) -> IssuedPass:
     """Answer for each person which pools they may claim, and sign it.
 
-    Raises `NotFound` for a release that is not published, `UnknownPerson` for people of others or of nobody: the two
-    are not told apart.
+    Raises `DuplicatePerson` where somebody is named twice, `NotFound` for a release that is not published,
+    `UnknownPerson` for people of others or of nobody: the two are not told apart.
     """
+    if errors := repeated("people", person_ids):
+        raise DuplicatePerson(errors=errors)
     conditions = await release_conditions(db, release_id=release_id)
     if conditions is None:
         raise NotFound
     facts = {person.id: person for person in await people_for_pass(db, account_id=account_id, person_ids=person_ids)}
     strangers = [
-        FieldError(f"people[{index}]", "unknown_person", "not registered with this account")
+        FieldError(f"people[{index}]", "unknown_person")
         for index, person_id in enumerate(person_ids)
         if person_id not in facts
     ]

@@ -100,9 +100,9 @@ def to_the_millisecond(instant: datetime) -> datetime:
 def opening_errors(opens_at: datetime, closes_at: datetime, *, now: datetime) -> Iterator[FieldError]:
     """Yield what is wrong with the times of a release."""
     if closes_at <= opens_at:
-        yield FieldError("closes_at", "not_after_opens_at", "须晚于 opens_at / must be after opens_at")
+        yield FieldError("closes_at", "not_after_opens_at")
     elif closes_at <= now:
-        yield FieldError("closes_at", "in_the_past", "须晚于现在 / must be after now")
+        yield FieldError("closes_at", "in_the_past")
 
 
 def pool_errors(pools: Iterable[PoolSpec], *, opens_at: datetime, pools_field: str = "pools") -> Iterator[FieldError]:
@@ -110,21 +110,19 @@ def pool_errors(pools: Iterable[PoolSpec], *, opens_at: datetime, pools_field: s
     for index, pool in enumerate(pools):
         at = f"{pools_field}[{index}]"
         if pool.ends_at <= pool.starts_at:
-            yield FieldError(f"{at}.ends_at", "not_after_starts_at", "须晚于 starts_at / must be after starts_at")
+            yield FieldError(f"{at}.ends_at", "not_after_starts_at")
         elif pool.ends_at - pool.starts_at > SESSION_MAX:
-            yield FieldError(f"{at}.ends_at", "too_long", "一场最长 7 天 / a session lasts 7 days at most")
+            yield FieldError(f"{at}.ends_at", "too_long", f"{SESSION_MAX.days} d")
         if pool.starts_at <= opens_at:
-            yield FieldError(f"{at}.starts_at", "not_after_opens_at", "须晚于 opens_at / must be after opens_at")
+            yield FieldError(f"{at}.starts_at", "not_after_opens_at")
         if pool.age_min is not None and pool.age_max is not None and pool.age_max < pool.age_min:
-            yield FieldError(f"{at}.age_max", "below_age_min", "不得小于 age_min / must not be below age_min")
+            yield FieldError(f"{at}.age_max", "below_age_min")
 
 
 def total_errors(pools: Sequence[PoolSpec], *, pools_field: str = "pools") -> Iterator[FieldError]:
     """Yield what is wrong with a release's size: each pool may be within its bound and all of them too many."""
     if sum(pool.capacity for pool in pools) > PLACES_PER_RELEASE_MAX:
-        yield FieldError(
-            pools_field, "too_many_places", f"名额总数上限 {PLACES_PER_RELEASE_MAX} / more places than one release has"
-        )
+        yield FieldError(pools_field, "too_many_places", PLACES_PER_RELEASE_MAX)
 
 
 def phase_of(opens_at: datetime, closes_at: datetime, *, now: datetime) -> Phase:

@@ -132,9 +132,9 @@ async def _reference_errors(db: AsyncSession, pools: Collection[PoolSpec], *, po
     for index, pool in enumerate(pools):
         at = f"{pools_field}[{index}]"
         if pool.station_id in unknown_stations:
-            errors.append(FieldError(f"{at}.station_id", "unknown_station", "没有这个站点 / no such station"))
+            errors.append(FieldError(f"{at}.station_id", "unknown_station"))
         if pool.resident_unit_id in unknown_units:
-            errors.append(FieldError(f"{at}.resident_unit_id", "unknown_unit", "没有这个村居 / no such unit"))
+            errors.append(FieldError(f"{at}.resident_unit_id", "unknown_unit"))
     return errors
 
 
@@ -214,13 +214,15 @@ async def change_release(
             raise ReleaseFrozen
         if reason is None:
             raise ValidationFailed(
-                errors=[FieldError("reason", "missing", "已发布，须说明原因 / needed once published")]
+                "A published release is changed only with a reason.",
+                "已发布的放号，修改时须说明原因。",
+                errors=[FieldError("reason", "missing")],
             )
     errors = list(opening_errors(wanted.opens_at, wanted.closes_at, now=now))
     if release.state == "published" and wanted.opens_at <= now:
-        errors.append(FieldError("opens_at", "in_the_past", "须晚于现在 / must be after now"))
+        errors.append(FieldError("opens_at", "in_the_past"))
     if any(pool.starts_at <= wanted.opens_at for pool in record.pools):
-        errors.append(FieldError("opens_at", "not_before_sessions", "须早于每一场 / must be before every session"))
+        errors.append(FieldError("opens_at", "not_before_sessions"))
     if errors:
         raise ValidationFailed(errors=errors)
     if not changes:

@@ -2,5 +2,5 @@
 
 `edge` wraps a request (request id, size limit, headers, log line, last resort), `limits` slows the greedy down,
 `routing` reads bodies strictly and gives answers again (`Idempotency-Key`), `failures` turns whatever was raised
-into a problem, and `answers` writes it down.
+into a problem, and `documents` writes it down, for the gate as well.
 """

@@ -5,37 +5,27 @@ is the last resort: whatever nobody caught becomes a problem document here, and 
 """
 
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterable
 from typing import Final, cast
 
 import structlog
 from fastapi.routing import iter_route_contexts
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.logs import trace_of
 from app.core.problems import BodyTooLarge
-from app.core.web.answers import REQUEST_ID_STATE, language_for, problem_response
+from app.core.web.answers import REQUEST_ID_STATE, problem_response
 from app.core.web.failures import constraint_of, is_ours_to_mend, problem_for, sqlstate_of
+from app.core.web.headers import REQUEST_ID_HEADER, request_id_for, with_common_headers
 
 log = structlog.stdlib.get_logger(__name__)
 
-REQUEST_ID_HEADER: Final = "X-Request-Id"
-# What a front-end or a proxy may choose as an id: nothing that could forge a line of a log.
-_SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{8,64}")
-_REQUEST_ID_BYTES: Final = 12
 # A probe every second would drown the log.
 _QUIET_PREFIX: Final = "/health/"
 # Answered before it was read, by a phone that went away.
 _GONE_STATUS: Final = 499
-
-_HEADERS: Final = (
-    ("X-Content-Type-Options", "nosniff"),
-    ("X-Frame-Options", "DENY"),
-    ("Referrer-Policy", "no-referrer"),
-)
 
 
 class Edge:
@@ -51,7 +41,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started_at_ns = time.monotonic_ns()
-        request_id = _request_id(scope)
+        request_id = request_id_for(Headers(scope=scope).get(REQUEST_ID_HEADER))
         scope.setdefault("state", {})[REQUEST_ID_STATE] = request_id
         answer = _Answer(send, request_id)
         try:
@@ -61,8 +51,7 @@ class Edge:
             if is_ours_to_mend(error):
                 _log_failure(error, scope, request_id)
             if not answer.status:
-                problem = problem_for(error, language_for(scope))
-                await problem_response(problem, scope)(scope, receive, answer.send)
+                await problem_response(problem_for(error), scope)(scope, receive, answer.send)
         finally:
             _log_request(scope, answer.status or _GONE_STATUS, started_at_ns, request_id)
 
@@ -97,12 +86,7 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers[REQUEST_ID_HEADER] = self._request_id
-            for name, value in _HEADERS:
-                headers.setdefault(name, value)
-            # Catalogue answers say for themselves how long they are good; everything else may be somebody's own.
-            headers.setdefault("Cache-Control", "no-store")
+            message["headers"] = with_common_headers(message["headers"], self._request_id)
         await self._send(message)
 
 
@@ -114,11 +98,6 @@ def allowed_methods(routes: Iterable[object], path: str) -> str:
         if pattern is not None and pattern.match(path):
             methods |= route.methods or set()
     return ", ".join(sorted(methods))
-
-
-def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-    return given if _SANE_REQUEST_ID.fullmatch(given) else secrets.token_hex(_REQUEST_ID_BYTES)
 
 
 def _route_template(scope: Scope) -> str:

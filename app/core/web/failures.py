@@ -20,7 +20,6 @@ from app.core.problems import (
     BodyTooLarge,
     Conflict,
     InternalError,
-    Language,
     MalformedJson,
     MethodNotAllowed,
     NotAuthenticated,
@@ -73,13 +72,13 @@ def unavailable() -> Unavailable:
     return Unavailable(retry_after_ms=jittered_ms(UNAVAILABLE_RETRY_MS))
 
 
-def problem_for(error: Exception, language: Language) -> Problem:
+def problem_for(error: Exception) -> Problem:
     """Return the problem that tells this error; every error has one."""
     match error:
         case Problem():
             return error
         case RequestValidationError():
-            return ValidationFailed(errors=field_errors(error.errors(), language))
+            return ValidationFailed(errors=field_errors(error.errors()))
         case HTTPException():
             return _BY_STATUS.get(error.status_code, InternalError)()
         case DBAPIError():

@@ -1,11 +1,10 @@
 """The HTTP protocol of a web worker: what is no HTTP at all is told as a problem, too."""
 
-import secrets
-
-import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app.core.problems import PROBLEM_MEDIA_TYPE, MalformedHttp
+from app.core.problems import MalformedHttp
+from app.core.web.documents import problem_answer
+from app.core.web.headers import request_id_for, with_common_headers
 
 
 class ProblemProtocol(HttpToolsProtocol):
@@ -13,8 +12,11 @@ class ProblemProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what the parser could not read, and hang up."""
-        document = MalformedHttp(msg).document(language="zh-CN", request_id=secrets.token_hex(12))
-        body = msgspec.json.encode(document)
-        head = f"content-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(STATUS_LINE[400] + head.encode("ascii") + body)
+        # What was not read has no headers: neither a language nor an id of its own.
+        request_id = request_id_for(None)
+        answer = problem_answer(MalformedHttp(msg), accept_language=None, request_id=request_id)
+        headers = with_common_headers(answer.headers, request_id)
+        headers += [(b"content-length", str(len(answer.body)).encode()), (b"connection", b"close")]
+        head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        self.transport.write(STATUS_LINE[answer.status] + head + b"\r\n" + answer.body)
         self.transport.close()

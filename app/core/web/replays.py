@@ -76,7 +76,7 @@ async def _idempotent(
         raise ValidationFailed(
             "Idempotency-Key must be 1 to 255 visible ASCII characters.",
             "Idempotency-Key 须为 1 至 255 个可见 ASCII 字符。",
-            errors=[FieldError(KEY_HEADER, "bad_format", "1 to 255 visible ASCII characters.")],
+            errors=[FieldError(KEY_HEADER, "bad_format")],
         )
     kept = await idempotency.begin(
         db,

@@ -1,7 +1,6 @@
 """Routes that read bodies strictly and can give an answer again. Every router of the API is an `ApiRouter`."""
 
 from collections.abc import Callable, Coroutine, Sequence
-from email.message import Message
 from typing import Any, Final, TypeVar
 
 from fastapi import APIRouter, Request, Response, params
@@ -9,7 +8,7 @@ from fastapi.routing import APIRoute
 
 from app.core.problems import UnsupportedMediaType
 from app.core.web.replays import IDEMPOTENT, Replayed, keep_answer
-from app.core.web.strict_json import check_json
+from app.core.web.strict_json import check_json, is_json
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -79,13 +78,3 @@ async def _check_body(request: Request) -> None:
     if not is_json(request.headers.get("content-type")):
         raise UnsupportedMediaType
     check_json(body)
-
-
-def is_json(content_type: str | None) -> bool:
-    """Tell whether the header names JSON in UTF-8, which is the only form that JSON has (RFC 8259, section 8.1)."""
-    if content_type is None:
-        return False
-    message = Message()
-    message["content-type"] = content_type
-    charset = message.get_content_charset("utf-8")
-    return message.get_content_type() == "application/json" and charset == "utf-8"

@@ -7,8 +7,10 @@ readers may understand differently is refused, so that a body means the same to 
 import json
 import math
 import re
+from email.message import Message
 from typing import Final, NoReturn
 
+from app.core.field_codes import sentence_of
 from app.core.problems import FieldError, MalformedJson
 
 # Our deepest body has four levels.
@@ -20,18 +22,28 @@ _SURROGATE_ESCAPE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _OPENING: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
+def is_json(content_type: str | None) -> bool:
+    """Tell whether the header names JSON in UTF-8, which is the only form that JSON has (RFC 8259, section 8.1)."""
+    if content_type is None:
+        return False
+    message = Message()
+    message["content-type"] = content_type
+    charset = message.get_content_charset("utf-8")
+    return message.get_content_type() == "application/json" and charset == "utf-8"
+
+
 def check_json(body: bytes) -> None:
     """Raise `MalformedJson`, with the position in characters where one is known, unless the body is sound JSON."""
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
-        raise _malformed("not_utf_8", "The body is not UTF-8.", "请求体不是 UTF-8。", error.start) from None
+        raise _malformed("not_utf_8", position=error.start) from None
     _check_depth(text)
     try:
         value: object = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise _malformed(
-            "syntax", f"{error.msg} at {error.pos}.", f"第 {error.pos} 个字符处有误。", error.pos
+            "syntax", f"{error.msg} at {error.pos}.", f"第 {error.pos} 个字符处有误。", position=error.pos
         ) from None
     if _SURROGATE_ESCAPE.search(body):
         try:
@@ -47,9 +59,7 @@ def _check_depth(text: str) -> None:
         if mark in "[{":
             depth += 1
             if depth > DEPTH_MAX:
-                raise _malformed(
-                    "too_deep", f"Nested deeper than {DEPTH_MAX}.", f"嵌套超过 {DEPTH_MAX} 层。", match.start()
-                )
+                raise _malformed("too_deep", limit=DEPTH_MAX, position=match.start())
         elif mark in "]}":
             depth -= 1
 
@@ -57,13 +67,13 @@ def _check_depth(text: str) -> None:
 def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise _malformed("duplicate_name", "An object has the same name twice.", "对象中有重复的字段名。")
+        raise _malformed("duplicate_name")
     return members
 
 
 def _integer(text: str) -> int:
     if len(text) > INTEGER_CHARACTERS_MAX:
-        raise _malformed("number_too_long", "A number has too many digits.", "数字位数过多。")
+        raise _malformed("number_too_long")
     return int(text)
 
 
@@ -83,10 +93,13 @@ _DECODER: Final = json.JSONDecoder(
 )
 
 
-def _malformed(code: str, detail_en: str, detail_zh: str, position: int | None = None) -> MalformedJson:
+def _malformed(
+    code: str, detail_en: str = "", detail_zh: str = "", *, limit: object = None, position: int | None = None
+) -> MalformedJson:
+    sentence = sentence_of(code)
     return MalformedJson(
-        detail_en,
-        detail_zh,
-        errors=[FieldError("body", code, detail_en)],
+        detail_en or sentence.told("en", limit),
+        detail_zh or sentence.told("zh-CN", limit),
+        errors=[FieldError("body", code, limit)],
         extra={} if position is None else {"position": position},
     )

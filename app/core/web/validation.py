@@ -1,15 +1,16 @@
-"""Says what is wrong with a field: where it is, a stable code, and a sentence in the caller's language.
+"""Says what is wrong with a field: where it is, and a stable code.
 
 Pydantic tells some hundred kinds of error apart and names them for programmers. Callers get about twenty codes that
 will not change with the library.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, cast, get_args
+from typing import Any, Final, cast, get_args
 
 from pydantic_core.core_schema import ErrorType
 
-from app.core.problems import FieldError, Language
+from app.core.problems import FieldError
 
 # What a caller can mend at once; a body of 64 KiB could hold ten thousand wrong fields.
 ERRORS_MAX: Final = 20
@@ -57,56 +58,22 @@ _CODES: Final[Mapping[str, str]] = {
 _LIBRARYS_OWN: Final = frozenset(get_args(ErrorType))
 
 
-class _Sentence(NamedTuple):
-    en: str
-    zh: str
-
-
-_SENTENCES: Final[Mapping[str, _Sentence]] = {
-    "missing": _Sentence("This field is required.", "缺少此字段。"),
-    "unknown_field": _Sentence("There is no such field.", "没有此字段。"),
-    "wrong_type": _Sentence("The value has the wrong JSON type.", "值的类型不正确。"),
-    "bad_text": _Sentence("The text is not valid Unicode.", "文本不是合法的 Unicode。"),
-    "nul_character": _Sentence("The text contains a NUL character.", "文本包含空字符（NUL）。"),
-    "control_character": _Sentence("The text contains a control character.", "文本包含控制字符。"),
-    "blank": _Sentence("The text is blank.", "文本不能为空白。"),
-    "too_long": _Sentence("Longer than {limit}.", "长度超过上限 {limit}。"),
-    "too_short": _Sentence("Shorter than {limit}.", "长度低于下限 {limit}。"),
-    "too_large": _Sentence("Larger than {limit} allows.", "数值超过上限 {limit}。"),
-    "too_small": _Sentence("Smaller than {limit} allows.", "数值低于下限 {limit}。"),
-    "not_finite": _Sentence("The number is not finite.", "数值必须是有限数。"),
-    "bad_format": _Sentence("The value is not written as it must be.", "格式不正确。"),
-    "no_time_zone": _Sentence(
-        "The time has no offset; write 2026-07-01T09:00:00+08:00.", "时间缺少时区，应写作 2026-07-01T09:00:00+08:00。"
-    ),
-    "not_allowed": _Sentence("The value is not one of those allowed.", "不允许使用该值。"),
-    "in_the_future": _Sentence("The value lies in the future.", "不能是将来的时间。"),
-    "in_the_past": _Sentence("The value lies in the past.", "不能是过去的时间。"),
-    "bad_cursor": _Sentence("The cursor is not one that a list gave out.", "翻页游标无效。"),
-}
-_OTHERWISE: Final = _Sentence("The value is not allowed here.", "值不符合要求。")
 # Where pydantic puts the limit that a value broke, by kind of error.
 _LIMIT_NAMES: Final = ("max_length", "min_length", "le", "lt", "ge", "gt")
 # The first part of a location names the place in the request; the rest is the path that the caller wrote.
 _PLACES: Final = frozenset({"body", "query", "path", "header", "cookie"})
 
 
-def field_errors(errors: Iterable[Mapping[str, Any]], language: Language) -> list[FieldError]:
+def field_errors(errors: Iterable[Mapping[str, Any]]) -> list[FieldError]:
     """Return pydantic's errors as the API tells them, at most 20. Values that were sent are not repeated."""
-    told: list[FieldError] = []
-    for error in errors:
-        if len(told) == ERRORS_MAX:
-            break
-        code = code_of(str(error["type"]))
-        context = cast("Mapping[str, object]", error.get("ctx") or {})
-        told.append(
-            FieldError(
-                field=field_path(cast("Sequence[str | int]", error["loc"])),
-                code=code,
-                message=_message(code, context, language),
-            )
+    return [
+        FieldError(
+            field=field_path(cast("Sequence[str | int]", error["loc"])),
+            code=code_of(str(error["type"])),
+            limit=_limit(cast("Mapping[str, object]", error.get("ctx") or {})),
         )
-    return told
+        for error in itertools.islice(errors, ERRORS_MAX)
+    ]
 
 
 def code_of(error_type: str) -> str:
@@ -134,8 +101,5 @@ def field_path(location: Sequence[str | int]) -> str:
     return printable[:FIELD_CHARACTERS_MAX] or str(location[0] if location else "body")
 
 
-def _message(code: str, context: Mapping[str, object], language: Language) -> str:
-    sentence = _SENTENCES.get(code, _OTHERWISE)
-    template = sentence.zh if language == "zh-CN" else sentence.en
-    limit = next((context[name] for name in _LIMIT_NAMES if name in context), "?")
-    return template.format(limit=limit)
+def _limit(context: Mapping[str, object]) -> object:
+    return next((context[name] for name in _LIMIT_NAMES if name in context), None)

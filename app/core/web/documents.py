@@ -1,0 +1,79 @@
+"""Writes problem documents (RFC 9457): the only place that does, for the API, the gate and the HTTP protocol alike.
+
+It knows no framework. A refusal at the opening is as frequent as a place, so what is the same for all is made once.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import date, datetime
+from typing import Final, NamedTuple, cast
+
+import msgspec
+
+from app.core.clock import iso
+from app.core.field_codes import Language
+from app.core.problems import PROBLEM_MEDIA_TYPE, Problem, language_of
+from app.core.web.headers import RawHeaders
+
+_UNAUTHORIZED: Final = 401
+# RFC 9110, section 15.5.2, wants a challenge in every 401.
+_CHALLENGE: Final = "Bearer"
+
+_encode: Final = msgspec.json.Encoder(enc_hook=str).encode
+
+
+class Answer(NamedTuple):
+    """An answer, as every transport can carry it. Header names are lower case; `Content-Length` is not among them."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes
+
+
+def _fixed(language: Language) -> tuple[tuple[bytes, bytes], ...]:
+    return (
+        (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
+        (b"content-language", language.encode()),
+        (b"vary", b"Accept-Language"),
+    )
+
+
+_FIXED: Final[Mapping[Language, tuple[tuple[bytes, bytes], ...]]] = {"zh-CN": _fixed("zh-CN"), "en": _fixed("en")}
+
+
+def problem_answer(problem: Problem, *, accept_language: str | None, request_id: str) -> Answer:
+    """Return the answer that tells this problem, in the language asked for and without the headers of all answers."""
+    language = language_of(accept_language)
+    headers: RawHeaders = [*_FIXED[language]]
+    if problem.retry_after_seconds is not None:
+        headers.append((b"retry-after", str(problem.retry_after_seconds).encode()))
+    if problem.status == _UNAUTHORIZED and "WWW-Authenticate" not in problem.headers:
+        headers.append((b"www-authenticate", _CHALLENGE.encode()))
+    headers.extend((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in problem.headers.items())
+    document = problem.document(language=language, request_id=request_id)
+    for name in problem.extra:
+        document[name] = _plain(document[name])
+    return Answer(problem.status, headers, _written(document))
+
+
+def _written(document: Mapping[str, object]) -> bytes:
+    try:
+        return _encode(document)
+    except (UnicodeEncodeError, OverflowError):
+        # Half a surrogate pair, or a number of more than 64 bits; whatever put it here, the answer must still be sent.
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=str).encode(errors="replace")
+
+
+def _plain(value: object) -> object:
+    """Return what JSON has no word for as the API writes it elsewhere."""
+    match value:
+        case datetime():
+            return iso(value)
+        case date():
+            return value.isoformat()
+        case dict():
+            return {str(name): _plain(item) for name, item in cast("dict[object, object]", value).items()}
+        case list() | tuple() | set() | frozenset():
+            return [_plain(item) for item in cast("list[object]", value)]
+        case _:
+            return value
