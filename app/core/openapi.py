@@ -81,7 +81,7 @@ _PROBLEM_SCHEMA: Final[Document] = {
         "status": {"type": "integer"},
         "detail": {"type": "string"},
         "code": {"type": "string", "description": f"Stable; see {ERRORS_URL}."},
-        "retryable": {"type": "boolean", "description": "Whether the same request may succeed later."},
+        "retryable": {"type": "boolean", "description": f"Whether trying again may help; how, see {ERRORS_URL}."},
         "retry_after_ms": {"type": "integer", "minimum": 0},
         "request_id": {"type": "string", "description": "Names this request in our logs."},
         "errors": {"type": "array", "items": {"$ref": "#/components/schemas/FieldError"}},

@@ -48,6 +48,8 @@ class Problem(Exception):  # noqa: N818 - the field's word for it (RFC 9457) is 
     retryable: ClassVar[bool] = False
     # What a front-end does on this code; printed in the table of error codes.
     advice_en: ClassVar[str] = ""
+    # What goes out with every answer of this kind.
+    fixed_headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class Problem(Exception):  # noqa: N818 - the field's word for it (RFC 9457) is 
         self.retry_after_ms = retry_after_ms
         self.errors = tuple(errors)
         self.extra = dict(extra or {})
-        self.headers = dict(headers or {})
+        self.headers = {**self.fixed_headers, **(headers or {})}
 
     def document(self, *, language: Language, request_id: str) -> dict[str, object]:
         """Return the problem document, ready for a JSON encoder."""
@@ -207,6 +209,8 @@ class BodyTooLarge(Problem):
     title_en = "The body is larger than 64 KiB"
     title_zh = "请求体超过 64 KiB"
     advice_en = "Send less."
+    # What is left of the body is not waited for.
+    fixed_headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
 class UnsupportedMediaType(Problem):

@@ -27,6 +27,13 @@ _YEAR_MIN: Final = 1900
 _YEAR_MAX: Final = 2200
 # Marks that turn the direction of what follows: a title could show something else than it says.
 _BIDI_CONTROLS: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Characters that show nothing: `_is_visible` cannot tell these by their category. Fillers of Hangul, the empty pattern
+# of Braille, the note without a head, and what Unicode sets aside to be ignored before it is given a meaning
+# (Default_Ignorable_Code_Point, DerivedCoreProperties.txt).
+_BLANKS: Final = frozenset("\u115f\u1160\u2065\u2800\u3164\uffa0\U0001d159")
+_IGNORABLE: Final = (range(0xFFF0, 0xFFF9), range(0xE0000, 0xE1000))
+# Controls, formats, surrogates, spaces and line ends, and marks that need something to stand on.
+_INVISIBLE_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Me"})
 # PostgreSQL's integer.
 _INTEGER_MAX: Final = 2**31 - 1
 
@@ -39,9 +46,18 @@ def _plain_text(text: str, *, lines: bool) -> str:
             unicodedata.category(character) == "Cc" and not (lines and character in "\n\r\t")
         ):
             raise PydanticCustomError("control_character", "control characters are not allowed")
-    if text and not text.strip():
+    if text and not any(map(_is_visible, text)):
         raise PydanticCustomError("blank", "must not be blank")
     return text
+
+
+def _is_visible(character: str) -> bool:
+    """Tell whether a character shows anything by itself; one that this Python does not know yet may be an emoji."""
+    return (
+        unicodedata.category(character) not in _INVISIBLE_CATEGORIES
+        and character not in _BLANKS
+        and not any(ord(character) in ignorable for ignorable in _IGNORABLE)
+    )
 
 
 def _one_line(text: str) -> str:

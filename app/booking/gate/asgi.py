@@ -45,8 +45,8 @@ class GateInFront:
             return
         request_id = request_id_for(headers.get(_REQUEST_ID_NAME))
         if len(body) > self._body_limit_bytes:
-            problem = BodyTooLarge(headers={"Connection": "close"})
-            answer = problem_answer(problem, accept_language=headers.get("accept-language"), request_id=request_id)
+            accept_language = headers.get("accept-language")
+            answer = problem_answer(BodyTooLarge(), accept_language=accept_language, request_id=request_id)
         else:
             answer = await desk.answer(Request(method, path, headers, body, request_id))
         await _send(send, answer, request_id, is_head=method == "HEAD")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
+from app.core.field_codes import SENTENCES
 from app.core.problems import Problem
 
 _STYLE = """
@@ -12,23 +13,16 @@ th, td { border-bottom: 1px solid #ddd; padding: .5rem; text-align: left; vertic
 tr:target { background: #fff6d6 }
 code { font-size: .95em }
 """
+_ANY_LIMIT = "n"
 _INTRODUCTION = (
     "Every refusal is a problem document (RFC 9457). Decide by `code`, which never changes; show `title` and `detail`, "
-    "which follow `Accept-Language`. Send the same request again only where `retryable` is true, after `Retry-After`."
+    "which follow `Accept-Language`. Where `retryable` is true, trying again may help: wait for `Retry-After` where it "
+    "is given, then send the same request, or with a new id or code where the last column says so. Where it is false, "
+    "the same request will be refused again until something else has changed."
 )
-_FIELDS = (
-    ("missing", "a required field is not there"),
-    ("unknown_field", "there is no such field"),
-    ("wrong_type", "another JSON type is expected"),
-    ("too_long / too_short", "text or list; the message names the limit"),
-    ("too_large / too_small", "a number; the message names the limit"),
-    ("bad_format", "an id, a time or a pattern that does not read as one"),
-    ("no_time_zone", "a time without its offset"),
-    ("not_allowed", "not one of the values that the field takes"),
-    ("nul_character / control_character / bad_text", "characters that no text may hold"),
-    ("blank", "a text of nothing but spaces"),
-    ("in_the_future / in_the_past", "a date on the wrong side of today"),
-    ("bad_cursor", "not a cursor that a list gave out"),
+_FIELDS_INTRODUCTION = (
+    "Where a field is at fault, `errors` names it (`body` is the whole body) with one of these codes, and says so in "
+    "the caller's language. `n` stands for the limit."
 )
 
 
@@ -53,12 +47,15 @@ def markdown_table(kinds: Sequence[type[Problem]]) -> str:
         "",
         "## Codes of fields",
         "",
-        "In `errors` of `validation_failed`:",
+        _FIELDS_INTRODUCTION,
         "",
-        "| code | meaning |",
-        "|---|---|",
+        "| code | meaning | 说明 |",
+        "|---|---|---|",
     ]
-    lines += [f"| {' / '.join(f'`{code}`' for code in codes.split(' / '))} | {meaning} |" for codes, meaning in _FIELDS]
+    lines += [
+        f"| `{code}` | {sentence.told('en', _ANY_LIMIT)} | {sentence.told('zh-CN', _ANY_LIMIT)} |"
+        for code, sentence in SENTENCES.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -70,10 +67,14 @@ def html_page(kinds: Sequence[type[Problem]]) -> str:
         f"<td>{escape(kind.advice_en)}</td></tr>"
         for kind in kinds
     )
-    fields = "".join(f"<tr><td><code>{escape(code)}</code></td><td>{escape(text)}</td></tr>" for code, text in _FIELDS)
+    fields = "".join(
+        f"<tr><td><code>{escape(code)}</code></td><td>{escape(sentence.told('en', _ANY_LIMIT))}<br>"
+        f"{escape(sentence.told('zh-CN', _ANY_LIMIT))}</td></tr>"
+        for code, sentence in SENTENCES.items()
+    )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Clocktower error codes</title>'
         f"<style>{_STYLE}</style><h1>Error codes</h1><p>{escape(_INTRODUCTION)}</p>"
         "<table><tr><th>code<th>status<th>meaning<th>retryable<th>what to do</tr>"
-        f"{rows}</table><h2>Codes of fields</h2><table>{fields}</table></html>"
+        f"{rows}</table><h2>Codes of fields</h2><p>{escape(_FIELDS_INTRODUCTION)}</p><table>{fields}</table></html>"
     )
