@@ -15,6 +15,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
+from app.booking.gate.complaints import Complaints
 from app.booking.gate.database import borrowed
 from app.booking.gate.records import ClaimRecord, Status
 from app.booking.gate.state import Release
@@ -77,6 +78,9 @@ _CERTAINLY_NOT_IN: Final = (
     asyncpg.CannotConnectNowError,
 )
 _AGAIN_AT_ONCE: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+# Classes of SQLSTATE in which PostgreSQL refuses what it was given, and will refuse it again: cardinality, data,
+# integrity, triggered change, check of a view, limit of the program, exception raised by a trigger, damaged data.
+_REFUSED_CLASSES: Final = frozenset({"21", "22", "23", "27", "44", "54", "P0", "XX"})
 
 
 class Ledger:
@@ -89,6 +93,7 @@ class Ledger:
         self._queue: list[_Waiting] = []
         self._open: dict[UUID, asyncio.Future[Verdict]] = {}
         self._pump: asyncio.Task[None] | None = None
+        self._complaints = Complaints()
 
     def commit(self, winner: Winner) -> asyncio.Future[Verdict]:
         """Join the next group commit. A claim that is on its way already is not sent twice by this worker."""
@@ -139,10 +144,12 @@ class Ledger:
                 refused += isinstance(error, _AGAIN_AT_ONCE)
                 if refused > self._settings.commit_retry_limit:
                     break
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+                if _refuses_the_rows(error):
+                    await self._commit_apart(batch, error)
+                    return
                 # The reply was lost, or the server never reached: it may be in. Writing again is harmless, because
                 # the first writer of a claim id decides and the same row comes to the same.
-                pass
             else:
                 batch = self._deliver(batch, outcomes)
                 refused += len(batch)
@@ -156,6 +163,33 @@ class Ledger:
             attempt += 1
         for waiting in batch:
             self._settle(waiting, Verdict.UNKNOWN)
+
+    async def _commit_apart(self, batch: list[_Waiting], error: Exception) -> None:
+        """Commit by halves what PostgreSQL refuses together, so that a claim it cannot take holds up no other."""
+        if len(batch) > 1:
+            half = len(batch) // 2
+            await self._commit(batch[:half])
+            await self._commit(batch[half:])
+            return
+        (waiting,) = batch
+        claim_id = waiting.winner.record.claim_id
+        if self._complaints.is_new(claim_id, time.monotonic()):
+            # Nothing personal: neither PostgreSQL's message nor the values.
+            sqlstate = getattr(error, "sqlstate", None)
+            log.error("gate_claim_refused", claim=str(claim_id), error=type(error).__name__, sqlstate=sqlstate)
+        self._settle(waiting, await self._given_up(claim_id))
+
+    async def _given_up(self, claim_id: UUID) -> Verdict:
+        """Write the tombstone of a claim that PostgreSQL refuses, and return what that comes to.
+
+        The refusal is certain, but it is ours: another worker may have written the same claim, or be about to.
+        """
+        timeout_seconds = self._settings.commit_timeout_ms / 1000
+        try:
+            outcomes = await void_claims(self._database, self._release, [claim_id], timeout_seconds=timeout_seconds)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            return Verdict.UNKNOWN
+        return _VERDICTS[outcomes[claim_id]]
 
     def _deliver(self, batch: list[_Waiting], outcomes: dict[UUID, str]) -> list[_Waiting]:
         """Tell each claim its verdict; return the one to send next of those that collided with one that was undone."""
@@ -184,6 +218,14 @@ class Ledger:
         async with borrowed(self._database, timeout_seconds=timeout_seconds) as connection:
             rows = await connection.fetch(_COMMIT, *commit_arguments(self._release, winners))
         return {row["claim_id"]: row["outcome"] for row in rows}
+
+
+def _refuses_the_rows(error: Exception) -> bool:
+    """Tell whether the rows themselves are refused: then the same rows will not get in at the next try either."""
+    if isinstance(error, asyncpg.PostgresError):
+        return str(error.sqlstate)[:2] in _REFUSED_CLASSES
+    # The driver could not even write a value down, so nothing was sent.
+    return isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
 
 
 def commit_arguments(release: Release, winners: Sequence[Winner]) -> tuple[object, ...]:
