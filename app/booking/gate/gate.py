@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from app.booking.gate import errors
 from app.booking.gate.admission import Admission, Order
+from app.booking.gate.complaints import Complaints
 from app.booking.gate.ledger import Ledger, Verdict, Winner
 from app.booking.gate.link import Links
 from app.booking.gate.rebuild import Because, read_release, rebuild
@@ -98,6 +99,7 @@ class Gate:
         self._entrance = asyncio.Semaphore(_ENTERING_LIMIT)
         self._absent: dict[UUID, float] = {}
         self._condemned: dict[UUID, int] = {}
+        self._complaints = Complaints()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @classmethod
@@ -348,11 +350,15 @@ class Gate:
                 self._absent.clear()
             self._absent[release_id] = loop.time() + _ABSENT_SECONDS
             raise
-        except _OUT_OF_REACH:
+        except (errors.Rebuilding, TimeoutError):
+            # A new one for each of those who wait: they are to come back at different moments.
             raise self._rebuilding() from None
 
     async def _enter(self, release_id: UUID) -> _Room:
-        """Find the state in force, or make it. Where it was condemned, only a later epoch will do."""
+        """Find the state in force, or make it. Where it was condemned, only a later epoch will do.
+
+        Raises `NotFound`, and `Rebuilding` for whatever is the matter, which it has logged.
+        """
         condemned = self._condemned.get(release_id)
         release = None
         try:
@@ -363,9 +369,10 @@ class Gate:
                     release = await self._rebuild(release_id, Because(condemned))
                 log.info("gate_rebuilt", release=str(release_id), epoch=release.epoch)
         except _OUT_OF_REACH as error:
-            # Here once, and not for each of those who wait for it.
-            log.warning("gate_cannot_enter", release=str(release_id), error=type(error).__name__)
-            raise
+            # Here, and not for each of those who wait for it; and in an outage they come again all the time.
+            if self._complaints.is_new((release_id, type(error)), asyncio.get_running_loop().time()):
+                log.warning("gate_cannot_enter", release=str(release_id), error=type(error).__name__)
+            raise self._rebuilding() from error
         self._condemned.pop(release_id, None)
         room = _Room(release, self._links, self._database, self.settings)
         self._rooms[release_id] = room
