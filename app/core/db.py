@@ -6,11 +6,13 @@ has already been answered with 200. `scope="function"` runs it before, and that 
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Final, cast
+from typing import Annotated, Final, TypeVar, cast
 
 import structlog
+from asyncpg import DeadlockDetectedError
 from fastapi import Depends, Request
 from sqlalchemy import MetaData
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
@@ -27,6 +29,7 @@ NAMING: Final = {
     "pk": "pk_%(table_name)s",
 }
 
+_T = TypeVar("_T")
 AfterCommit = Callable[[], Awaitable[None]]
 _AFTER_COMMIT_KEY: Final = "after_commit"
 
@@ -90,6 +93,25 @@ async def transaction(engine: AsyncEngine) -> AsyncGenerator[AsyncSession]:
         except Exception:
             # The write is committed, and its answer is yes. What the action would have done is found again later.
             log.exception("after_commit_failed")
+
+
+async def repeated_on_deadlock(
+    engine: AsyncEngine, work: Callable[[AsyncSession], Awaitable[_T]], *, retry_limit: int
+) -> _T:
+    """Do `work` in a transaction of its own, and again from its beginning where PostgreSQL undid it for a deadlock.
+
+    For work whose locks nobody can bring into one order. Raises what the last try raises.
+    """
+    for _ in range(retry_limit):
+        try:
+            async with transaction(engine) as db:
+                return await work(db)
+        except DBAPIError as error:
+            if not isinstance(error.driver_exception, DeadlockDetectedError):
+                raise
+            log.info("transaction_repeated", because="deadlock")
+    async with transaction(engine) as db:
+        return await work(db)
 
 
 async def _tx(request: Request) -> AsyncIterator[AsyncSession]:

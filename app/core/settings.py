@@ -274,7 +274,8 @@ class Settings(BaseSettings):
         default=5,
         ge=0,
         le=20,
-        description="How often a commit is repeated after a deadlock or serialization error.",
+        description="How often a commit is repeated after a deadlock or serialization error, and a giving back after a "
+        "deadlock.",
     )
     gate_connection_limit: int = Field(
         default=6,

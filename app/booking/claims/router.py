@@ -1,5 +1,6 @@
 """Paths of decided claims. Making a claim, and asking for one with a pass, is the gate's."""
 
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from app.booking.claims.queries import ClaimRow
 from app.booking.claims.schemas import ClaimList, ClaimResponse
 from app.booking.gate.gate import Gate
 from app.core.auth import Caller
-from app.core.db import Read, Tx, after_commit
+from app.core.db import Read, after_commit, repeated_on_deadlock
 from app.core.openapi import problems
 from app.core.pages import Cursor, Limit, bad_cursor, page_of, read_cursor, write_cursor
 from app.core.problems import NotAuthenticated, NotFound, TokenExpired
@@ -46,9 +47,13 @@ async def read_claim(claim_id: UUID, caller: Caller, db: Read) -> ClaimResponse:
 @router.delete(
     "/claims/{claim_id}", summary="Give a whole claim back", responses=problems(*_SIGNED_IN, NotFound, TooLateToCancel)
 )
-async def give_claim_back(claim_id: UUID, caller: Caller, db: Tx, request: Request) -> ClaimResponse:
+async def give_claim_back(claim_id: UUID, caller: Caller, request: Request) -> ClaimResponse:
     """Give every place of a claim back. Whoever waits first gets it in the same instant. Again changes nothing."""
-    return await _give_back(db, request, claim_id=claim_id, account_id=caller.account_id, only_booking_id=None)
+
+    async def whole_claim(db: AsyncSession) -> ClaimResponse:
+        return await _give_back(db, request, claim_id=claim_id, account_id=caller.account_id, only_booking_id=None)
+
+    return await _unless_deadlocked(request, whole_claim)
 
 
 @router.delete(
@@ -56,10 +61,30 @@ async def give_claim_back(claim_id: UUID, caller: Caller, db: Tx, request: Reque
     summary="Give one person's place back",
     responses=problems(*_SIGNED_IN, NotFound, TooLateToCancel),
 )
-async def give_booking_back(booking_id: UUID, caller: Caller, db: Tx, request: Request) -> ClaimResponse:
+async def give_booking_back(booking_id: UUID, caller: Caller, request: Request) -> ClaimResponse:
     """Give one person's place back and keep the others of the claim. Again changes nothing."""
-    claim_id = await service.own_claim_of_booking(db, booking_id=booking_id)
-    return await _give_back(db, request, claim_id=claim_id, account_id=caller.account_id, only_booking_id=booking_id)
+
+    async def one_booking(db: AsyncSession) -> ClaimResponse:
+        claim_id = await service.own_claim_of_booking(db, booking_id=booking_id)
+        return await _give_back(
+            db, request, claim_id=claim_id, account_id=caller.account_id, only_booking_id=booking_id
+        )
+
+    return await _unless_deadlocked(request, one_booking)
+
+
+async def _unless_deadlocked(
+    request: Request, give_back: Callable[[AsyncSession], Awaitable[ClaimResponse]]
+) -> ClaimResponse:
+    """Give back in a transaction that is repeated after a deadlock.
+
+    Pools are locked in one order, but those who wait in them are not: two families that each give back several places
+    can reach the same two waiters in opposite order. And nobody is in two places at once by a constraint, which waits
+    for whatever others are writing of the same people, commits of the gate among them; no order rules that out.
+    """
+    state = request.app.state
+    settings: Settings = state.settings
+    return await repeated_on_deadlock(state.engine, give_back, retry_limit=settings.commit_retry_limit)
 
 
 async def _give_back(
