@@ -1,4 +1,4 @@
-"""The background worker: sweeps every release that is in use, and deletes what has expired.
+"""The background worker: sweeps every release that is in use, retires those that are over, deletes what has expired.
 
 Any number of workers may run. Sweeping is safe to repeat anywhere; the deleting is done by one at a time in the whole
 fleet. While PostgreSQL or Redis is away the worker waits for them, and says so once, not at every try. Whether they
@@ -8,15 +8,15 @@ were ever there is for the command to find out before (`app/cli/background.py`).
 import asyncio
 import os
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
 import structlog
 from redis.asyncio import Redis
-from sqlalchemy import exists, func, or_, select, text
+from sqlalchemy import ColumnElement, and_, exists, func, not_, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from app.accounts.jobs import BATCH_ROWS, forget_expired_invitations, forget_expired_tokens
@@ -131,13 +131,25 @@ class Worker:
                 if stop.is_set():
                     return well
                 seen.add(str(release_id))
-                well &= await self._sweep_one(release_id)
+                well &= await self._tend(release_id, self._gate.sweep)
         self._troubles.forget_absent(seen)
         return well
 
-    async def _sweep_one(self, release_id: UUID) -> bool:
+    async def _retire(self, stop: asyncio.Event) -> None:
+        """Take out of Redis the state of every release that is over."""
+        async with aclosing(self._gate.states()) as states:
+            async for release_ids in states:
+                async with self._engine.connect() as connection:
+                    over = await releases_over(connection, release_ids, now=self._clock.now())
+                for release_id in over:
+                    if stop.is_set():
+                        return
+                    await self._tend(release_id, self._gate.retire)
+
+    async def _tend(self, release_id: UUID, work: Callable[[UUID], Awaitable[None]]) -> bool:
+        """Do something with one release, and tell whether it went well."""
         try:
-            await self._gate.sweep(release_id)
+            await work(release_id)
         except Problem as problem:
             # Its state is being rebuilt, or cannot be: the gate says which.
             self._troubles.begin(str(release_id), problem)
@@ -164,6 +176,7 @@ class Worker:
                     break
             if deleted:
                 log.info("worker_forgot", what=forgetting.name, rows=deleted)
+        await self._retire(stop)
         interval_seconds = self._settings.housekeeping_interval_seconds
         self._housekeeping_due_at = asyncio.get_running_loop().time() + interval_seconds
 
@@ -191,21 +204,28 @@ async def releases_in_use(connection: AsyncConnection, *, now: datetime, after: 
 
     Those that open later are among them: the first sweep builds their state before the second at which it matters.
     """
-    statement = (
-        select(Release.id)
-        .where(
-            Release.state == "published",
-            or_(
-                Release.closes_at > now - SWEPT_AFTER_CLOSING,
-                exists().where(Pool.release_id == Release.id, func.lower(Pool.during) > now),
-            ),
-        )
-        .order_by(Release.id)
-        .limit(RELEASES_PAGE)
-    )
+    statement = select(Release.id).where(_in_use(now)).order_by(Release.id).limit(RELEASES_PAGE)
     if after is not None:
         statement = statement.where(Release.id > after)
     return list((await connection.scalars(statement)).all())
+
+
+async def releases_over(connection: AsyncConnection, release_ids: Collection[UUID], *, now: datetime) -> list[UUID]:
+    """Return those of the releases for which nothing is left to be done. One that this database lacks is not ours."""
+    if not release_ids:
+        return []
+    statement = select(Release.id).where(Release.id.in_(release_ids), not_(_in_use(now))).order_by(Release.id)
+    return list((await connection.scalars(statement)).all())
+
+
+def _in_use(now: datetime) -> ColumnElement[bool]:
+    return and_(
+        Release.state == "published",
+        or_(
+            Release.closes_at > now - SWEPT_AFTER_CLOSING,
+            exists().where(Pool.release_id == Release.id, func.lower(Pool.during) > now),
+        ),
+    )
 
 
 @asynccontextmanager

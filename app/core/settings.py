@@ -327,7 +327,8 @@ class Settings(BaseSettings):
         default=300,
         ge=10,
         le=86_400,
-        description="Seconds between two rounds of the worker in which expired records are deleted.",
+        description="Seconds between two rounds of the worker in which expired records are deleted, and releases that "
+        "are over leave Redis.",
     )
 
     # --- booking: releases -------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ def test_a_worker_that_reaches_no_server_says_once_which_and_ends_with_status_2(
 def test_a_worker_that_waits_for_its_servers_can_be_stopped(nowhere: dict[str, str], tmp_path: Path) -> None:
     log_path = tmp_path / "worker.log"
     with log_path.open("wb") as log:
-        waiting = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        waiting = subprocess.Popen(
             [sys.executable, "-m", "app.cli", "worker", "--wait-seconds", "3600"],
             cwd=ROOT,
             env=clean_environment(nowhere),

@@ -5,10 +5,12 @@ from uuid import UUID
 import pytest
 import structlog
 from pydantic import SecretStr
+from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.booking.gate.keys import meta_key
 from app.booking.models import Pool, Release
 from app.core.clock import Clock
 from app.core.db import transaction
@@ -120,3 +122,18 @@ async def test_a_stop_ends_the_work_without_another_round(settings: Settings) ->
         work = asyncio.create_task(worker.work(stop))
         stop.set()
         await work
+
+
+async def test_a_round_takes_the_state_of_a_release_that_is_over_out_of_redis(
+    settings: Settings, engine: AsyncEngine, redis: Redis
+) -> None:
+    over = await add_release(engine, state="published", closes_days_ago=3, session_in_days=-1)
+    in_use = await add_release(engine, state="published", closes_days_ago=3, session_in_days=2)
+    async with open_worker(settings) as worker:
+        for release_id in (over, in_use):
+            await worker._gate.rebuild(release_id)
+            built = ("HSET", meta_key(release_id), "built_ms", "0")
+            await redis.execute_command(*built)  # pyright: ignore[reportUnknownMemberType] - untyped **options
+        assert await worker.once(asyncio.Event())
+    assert not await redis.exists(meta_key(over))
+    assert await redis.exists(meta_key(in_use))

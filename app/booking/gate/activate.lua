@@ -14,5 +14,8 @@ for i = 2, #KEYS do
 end
 for i = 2, #KEYS do redis.call('PERSIST', KEYS[i]) end
 redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'identity', ARGV[1], 'epoch', ARGV[2], unpack(ARGV, 4))
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('HSET', KEYS[1], 'identity', ARGV[1], 'epoch', ARGV[2], 'built_ms', string.format('%.0f', now_ms),
+    unpack(ARGV, 4))
 return 'O'

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, assert_never, cast
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from app.booking.gate.link import Links
 from app.booking.gate.rebuild import Because, read_release, rebuild
 from app.booking.gate.records import ClaimRecord, PoolCounts
 from app.booking.gate.refusals import refusal_of
+from app.booking.gate.retirement import retire, states_in_redis
 from app.booking.gate.settlement import Settlement
 from app.booking.gate.state import Release
 from app.booking.gate.sweep import sweep_release
@@ -326,6 +327,19 @@ class Gate:
             await sweep_release(room.release, self._links, self._database, room.settlement, self.settings)
         except errors.GateError as error:
             self._condemn(room, because=error.reason)
+
+    def states(self) -> AsyncGenerator[set[UUID]]:
+        """Yield every release that has a state in Redis, some at a time (see `states_in_redis`)."""
+        return states_in_redis(self._links)
+
+    async def retire(self, release_id: UUID) -> None:
+        """Remove the state of a release that is over, unless it was needed of late. Raises like `sweep`."""
+        await self.sweep(release_id)
+        room = self._rooms.get(release_id)
+        # Where the sweep condemned the state, there is nothing to remove before the next round.
+        if room is not None and await retire(room.release, self._links):
+            log.info("gate_retired", release=str(release_id), epoch=room.release.epoch)
+            self._leave(room)
 
     async def _room(self, release_id: UUID) -> _Room:
         room = self._rooms.get(release_id)

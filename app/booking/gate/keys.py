@@ -3,13 +3,28 @@
 from typing import Final
 from uuid import UUID
 
-# How long keys of a rebuild that never came into force stay: longer than any rebuild takes.
+# How long keys of an epoch that is not in force stay: longer than any rebuild takes.
 LOADING_EXPIRY_SECONDS: Final = 900
+# Which keys are a gate's, as `SCAN` takes it.
+EVERY_GATE_KEY: Final = "ct:{*}:*"
 
 
 def meta_key(release_id: UUID) -> str:
     """Return the key that says which epoch is in force, and how the release is set up."""
     return f"ct:{{{release_id.hex}}}:meta"
+
+
+def read_key(key: bytes) -> tuple[UUID, int | None] | None:
+    """Return the release that a key belongs to, and its epoch (None: the meta key); or None for a key of others."""
+    match key.decode(errors="replace").split(":"):
+        case ["ct", tag, part, *_] if part == "meta" or part.isdecimal():
+            try:
+                release_id = UUID(hex=tag.strip("{}"))
+            except ValueError:
+                return None
+            return release_id, None if part == "meta" else int(part)
+        case _:
+            return None
 
 
 class EpochKeys:

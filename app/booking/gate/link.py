@@ -37,6 +37,7 @@ class Script:
 CLAIM: Final = Script("claim")
 SETTLE: Final = Script("settle")
 ACTIVATE: Final = Script("activate")
+RETIRE: Final = Script("retire")
 
 
 class Link:

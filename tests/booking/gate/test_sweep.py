@@ -11,9 +11,10 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.booking.claims import service as claims
-from app.booking.gate.desk import Request, _parse_claim
+from app.booking.gate.desk import Request
 from app.booking.gate.ledger import Winner
 from app.booking.gate.passes import PassSigner
+from app.booking.gate.reading import read_claim
 from app.booking.gate.records import ClaimRecord
 from app.core.clock import Clock
 from app.core.db import transaction
@@ -32,7 +33,7 @@ AT_ONCE = {"pending_deadline_ms": 0}
 async def _admit(worker: Worker, request: Request) -> Winner:
     """Go as far as the script and no further, as a worker that is killed right after."""
     claim_id = UUID(request.path.rpartition("/")[2])
-    body = _parse_claim(request.body)
+    body = read_claim(request.body)
     room = await worker.gate._room(body.release)
     contents = worker.desk._pass_in(request)
     answer = await room.admission.admit(worker.desk._order(claim_id, body, contents, room.release))
