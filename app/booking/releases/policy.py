@@ -121,8 +121,13 @@ def pool_errors(pools: Iterable[PoolSpec], *, opens_at: datetime, pools_field: s
 
 def total_errors(pools: Sequence[PoolSpec], *, pools_field: str = "pools") -> Iterator[FieldError]:
     """Yield what is wrong with a release's size: each pool may be within its bound and all of them too many."""
-    if sum(pool.capacity for pool in pools) > PLACES_PER_RELEASE_MAX:
-        yield FieldError(pools_field, "too_many_places", PLACES_PER_RELEASE_MAX)
+    yield from places_errors(sum(pool.capacity for pool in pools), field=pools_field)
+
+
+def places_errors(places: int, *, field: str) -> Iterator[FieldError]:
+    """Yield what is wrong with so many places in one release."""
+    if places > PLACES_PER_RELEASE_MAX:
+        yield FieldError(field, "too_many_places", PLACES_PER_RELEASE_MAX)
 
 
 def phase_of(opens_at: datetime, closes_at: datetime, *, now: datetime) -> Phase:

@@ -56,14 +56,18 @@ class PoolFacts(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Places of one pool or release, as PostgreSQL has them."""
+    """Places of one pool, and of all the pools of its release, as PostgreSQL has them."""
 
     places: int
     held: int
+    places_of_release: int
 
 
 class AuditCounts(NamedTuple):
-    """What PostgreSQL knows of a release's places, each number counted by itself."""
+    """What PostgreSQL knows of a release's places, each number counted by itself.
+
+    `online_held` and `online_free` are those of the lane that the gate gives out; the others are of every lane.
+    """
 
     places: int
     held: int
@@ -71,6 +75,8 @@ class AuditCounts(NamedTuple):
     free: int
     double_held: int
     over_capacity: int
+    online_held: int
+    online_free: int
 
 
 # Ends with the transaction. The gate's commits hold the same key shared, its rebuild holds it alone.
@@ -111,7 +117,9 @@ DELETE FROM place USING free WHERE place.pool_id = :pool AND place.place_no = fr
 
 _COUNTS: Final = text("""
 SELECT (SELECT count(*) FROM place WHERE pool_id = :pool) AS places,
-       (SELECT count(*) FROM booking WHERE pool_id = :pool AND status = 'confirmed') AS held
+       (SELECT count(*) FROM booking WHERE pool_id = :pool AND status = 'confirmed') AS held,
+       (SELECT count(*) FROM place JOIN pool ON pool.id = place.pool_id
+        WHERE pool.release_id = (SELECT release_id FROM pool WHERE id = :pool)) AS places_of_release
 """)
 
 _AUDIT: Final = text("""
@@ -121,7 +129,9 @@ WITH holders AS (
     WHERE pool.release_id = :release AND booking.status = 'confirmed'
     GROUP BY booking.pool_id, booking.place_no
 ), places AS (
-    SELECT place.pool_id, count(*) AS places, count(*) FILTER (WHERE holders.holders IS NULL) AS free
+    SELECT place.pool_id, count(*) AS places, count(*) FILTER (WHERE holders.holders IS NULL) AS free,
+           count(*) FILTER (WHERE place.lane = 'online' AND holders.holders IS NULL) AS online_free,
+           sum(holders.holders) FILTER (WHERE place.lane = 'online') AS online_held
     FROM place JOIN pool ON pool.id = place.pool_id
     LEFT JOIN holders ON holders.pool_id = place.pool_id AND holders.place_no = place.place_no
     WHERE pool.release_id = :release
@@ -139,7 +149,9 @@ SELECT coalesce(sum(places.places), 0)::bigint AS places,
        coalesce(sum(waiting.waiting), 0)::bigint AS waiting,
        coalesce(sum(places.free), 0)::bigint AS free,
        coalesce(sum(held.double_held), 0)::bigint AS double_held,
-       coalesce(sum(greatest(coalesce(held.held, 0) - coalesce(places.places, 0), 0)), 0)::bigint AS over_capacity
+       coalesce(sum(greatest(coalesce(held.held, 0) - coalesce(places.places, 0), 0)), 0)::bigint AS over_capacity,
+       coalesce(sum(places.online_held), 0)::bigint AS online_held,
+       coalesce(sum(places.online_free), 0)::bigint AS online_free
 FROM pool
 LEFT JOIN places ON places.pool_id = pool.id
 LEFT JOIN held ON held.pool_id = pool.id
@@ -286,7 +298,7 @@ async def change_release(db: AsyncSession, *, release_id: UUID, values: Mapping[
 
 
 async def count_places(db: AsyncSession, *, pool_id: UUID) -> Counts:
-    """Return how many places a pool has and how many are held."""
+    """Return how many places a pool has, how many of them are held, and how many places its release has."""
     return Counts(*(await db.execute(_COUNTS, {"pool": pool_id})).one())
 
 

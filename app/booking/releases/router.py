@@ -204,7 +204,7 @@ async def audit_release(release_id: ReleaseId, caller: Caller, db: Read, gate: A
     "/v1/pools/{pool_id}/capacity",
     tags=["releases"],
     summary="Raise or lower a capacity",
-    responses=problems(Forbidden, NotFound, CapacityBelowHeld),
+    responses=problems(Forbidden, NotFound, CapacityBelowHeld, ValidationFailed),
 )
 async def set_capacity(
     pool_id: PoolId, body: CapacityChange, caller: Caller, db: Tx, catalogue: FromCatalogue, gate: AtTheGate

@@ -105,7 +105,7 @@ class ReleasePage(ResponseModel):
 
 
 class GateCounts(ResponseModel):
-    """What the gate believes, at most 250 ms ago."""
+    """What the gate believes of the places that it gives out: those of the lane `online`."""
 
     free: int
     held: int
@@ -117,8 +117,9 @@ class ReleaseAudit(ResponseModel):
     """A release's places, counted in PostgreSQL, beside what the gate believes.
 
     `double_held` counts live bookings beyond the first of one place, `over_capacity` those beyond a pool's places; both
-    are 0 or a constraint is broken. `consistent` says that they are, that every place is either held or free, and that
-    the gate, where it has state, agrees: it can be false for a moment while claims are under way.
+    are 0 or a constraint is broken. `online_held` and `online_free` leave out places given out on the spot.
+    `consistent` says that nothing is broken, that every place is either held or free, and that the gate, where it has
+    state, agrees about its own lane: it can be false for a moment while claims are under way.
     """
 
     release: UUID
@@ -128,5 +129,7 @@ class ReleaseAudit(ResponseModel):
     free: int
     double_held: int
     over_capacity: int
+    online_held: int
+    online_free: int
     gate: GateCounts | None
     consistent: bool

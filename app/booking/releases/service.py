@@ -21,6 +21,7 @@ from app.booking.releases.policy import (
     ReleaseChanges,
     ReleaseSpec,
     opening_errors,
+    places_errors,
     pool_errors,
     rules_version,
     to_the_millisecond,
@@ -240,7 +241,8 @@ async def set_capacity(
     """Give a pool `capacity` places: new ones come after its highest number, free ones go from the highest down.
 
     The rebuild that follows hands new places to those who wait. Sending it again repeats that rebuild.
-    Raises `NotFound`, `Forbidden` and `CapacityBelowHeld` with `held`.
+    Raises `NotFound`, `Forbidden`, `CapacityBelowHeld` with `held`, and `ValidationFailed` where the release would have
+    more places than one may.
     """
     facts = await queries.pool_facts(db, pool_id=pool_id)
     if facts is None:
@@ -255,6 +257,8 @@ async def set_capacity(
             extra={"held": counts.held, "capacity": counts.places},
         )
     if capacity > counts.places:
+        if errors := list(places_errors(counts.places_of_release - counts.places + capacity, field="capacity")):
+            raise ValidationFailed(errors=errors)
         await queries.raise_capacity(db, pool_id=pool_id, more=capacity - counts.places)
     elif capacity < counts.places:
         await queries.lower_capacity(db, pool_id=pool_id, fewer=counts.places - capacity)
@@ -287,8 +291,8 @@ async def audit_release(db: AsyncSession, release_id: UUID, *, account_id: UUID,
     sound = counts.double_held == 0 and counts.over_capacity == 0 and counts.held + counts.free == counts.places
     agrees = gate_counts is None or (
         gate_counts["pending"] == 0
-        and gate_counts["free"] == counts.free
-        and gate_counts["held"] == counts.held
+        and gate_counts["free"] == counts.online_free
+        and gate_counts["held"] == counts.online_held
         and gate_counts["waiting"] == counts.waiting
     )
     return Audit(counts, gate_counts, sound and agrees)

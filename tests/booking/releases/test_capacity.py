@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.booking.releases.policy import PLACES_PER_RELEASE_MAX
 from app.booking.releases.queries import lock_release_exclusively
 from app.core.db import transaction
 from app.core.ids import new_id
@@ -108,6 +109,24 @@ async def test_a_place_that_somebody_gave_back_can_be_taken_away_and_their_booki
         kept = await connection.execute(text("SELECT status FROM booking WHERE pool_id = :pool"), {"pool": pool})
         assert list(kept.scalars()) == ["cancelled", "cancelled"]
     await booked(client, await new_family(release), pool)
+
+
+async def test_a_release_has_no_more_places_by_a_change_than_it_could_be_made_with(
+    client: httpx2.AsyncClient, staff: Headers, engine: AsyncEngine
+) -> None:
+    draft = await created(client, staff, release_body(session_body(0, capacity=1), session_body(1, capacity=1)))
+    small, large = (pool["id"] for pool in draft["pools"])
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("INSERT INTO place (pool_id, place_no) SELECT :pool, generate_series(2, CAST(:last AS integer))"),
+            {"pool": large, "last": PLACES_PER_RELEASE_MAX - 2},
+        )
+    assert (await set_capacity(client, staff, small, 2)).status_code == 200
+    beyond = await set_capacity(client, staff, small, 3)
+    assert (beyond.status_code, beyond.json()["code"]) == (422, "validation_failed")
+    (error,) = beyond.json()["errors"]
+    assert (error["field"], error["code"]) == ("capacity", "too_many_places")
+    assert (await places_of(engine, small))[0] == [1, 2]
 
 
 async def test_the_same_capacity_again_changes_nothing(
