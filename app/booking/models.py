@@ -74,6 +74,25 @@ class Release(Base):
     )
 
 
+class ReleaseChange(Base):
+    """That staff changed something for which they had to give a reason. Rows stay: history is never deleted."""
+
+    __tablename__ = "release_change"
+
+    # Sorts by age, as every id here does.
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    release_id: Mapped[UUID] = mapped_column(ForeignKey("release.id"))
+    # Null where the release itself was changed.
+    pool_id: Mapped[UUID | None] = mapped_column(ForeignKey("pool.id"))
+    changed_by: Mapped[UUID]
+    changed_at: Mapped[datetime] = mapped_column(_INSTANT, server_default=_NOW)
+    reason: Mapped[str] = mapped_column(String(300))
+    # Name of the field: [value before, value after].
+    changes: Mapped[dict[str, Any]] = mapped_column(JSONB)
+
+    __table_args__ = (Index("ix_release_change_release", "release_id", "id"),)
+
+
 class Pool(Base):
     """A number of places of one kind at one time span, and who may claim them."""
 

@@ -109,7 +109,7 @@ class Settings(BaseSettings):
         default=7_200,
         ge=60,
         le=86_400,
-        description="Seconds an access token is good for: it cannot be revoked before.",
+        description="Seconds an access token is good for: it is good until then, even if its account is blocked.",
     )
     refresh_token_days: int = Field(
         default=30,
@@ -206,7 +206,7 @@ class Settings(BaseSettings):
         default=48,
         ge=1,
         le=336,
-        description="Hours a pass is good for: how long a withdrawn consent can still be used to book.",
+        description="Hours a pass is good for: how long a withdrawn consent or a blocked account can still book.",
     )
     people_per_claim_limit: int = Field(
         default=5,

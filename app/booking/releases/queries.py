@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Row, Select, func, insert, literal, select
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.booking.models import Place, Pool, Release
+from app.booking.models import Place, Pool, Release, ReleaseChange
 from app.booking.releases.policy import Phase, PoolSpec, ReleaseSpec
 from app.core.ids import new_id
 from app.stations.models import Station
@@ -243,6 +243,38 @@ async def read_pool(db: AsyncSession, *, pool_id: UUID) -> PoolRecord:
     release = select(Pool.release_id).where(Pool.id == pool_id).scalar_subquery()
     _, pool, station, capacity = (await db.execute(_with_pools(Release.id == release, Pool.id == pool_id))).one()
     return PoolRecord(pool, station, capacity)
+
+
+async def add_change(
+    db: AsyncSession,
+    *,
+    release_id: UUID,
+    pool_id: UUID | None,
+    changed_by: UUID,
+    reason: str,
+    changes: Mapping[str, tuple[object, object]],
+) -> None:
+    """Note what somebody changed and why: for each field its value before and after, as JSON has them."""
+    await db.execute(
+        insert(ReleaseChange).values(
+            id=new_id(),
+            release_id=release_id,
+            pool_id=pool_id,
+            changed_by=changed_by,
+            reason=reason,
+            changes={field: list(values) for field, values in changes.items()},
+        )
+    )
+
+
+async def list_changes(
+    db: AsyncSession, *, release_id: UUID, before_id: UUID | None, limit: int
+) -> Sequence[ReleaseChange]:
+    """Return up to `limit` changes of a release and its pools, newest first, from behind `before_id` on."""
+    statement = select(ReleaseChange).where(ReleaseChange.release_id == release_id)
+    if before_id is not None:
+        statement = statement.where(ReleaseChange.id < before_id)
+    return (await db.scalars(statement.order_by(ReleaseChange.id.desc()).limit(limit))).all()
 
 
 async def list_releases(

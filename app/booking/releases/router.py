@@ -16,6 +16,8 @@ from app.booking.releases.schemas import (
     PoolShown,
     ReleaseAudit,
     ReleaseChange,
+    ReleaseChangePage,
+    ReleaseChangeShown,
     ReleasePage,
     ReleaseShown,
 )
@@ -200,6 +202,40 @@ async def audit_release(release_id: ReleaseId, caller: Caller, db: Read, gate: A
     )
 
 
+@router.get(
+    "/v1/releases/{release_id}/changes",
+    summary="Who changed a release, and why",
+    responses=problems(Forbidden, NotFound),
+)
+async def list_changes(
+    release_id: ReleaseId, caller: Caller, db: Read, cursor: Cursor = None, limit: Limit = PAGE_ITEMS_DEFAULT
+) -> ReleaseChangePage:
+    """List changes of capacities and of the published release, with their reasons, newest first.
+
+    For staff of a station in it, and operators.
+    """
+    found = await service.list_changes(
+        db, release_id, account_id=caller.account_id, before_id=_before_id(cursor), limit=limit + 1
+    )
+    changes, following = page_of(found, limit=limit, cursor_of=lambda change: write_cursor(str(change.id)))
+    return ReleaseChangePage(
+        items=[
+            ReleaseChangeShown.model_validate(
+                {
+                    "id": change.id,
+                    "pool": change.pool_id,
+                    "changed_by": change.changed_by,
+                    "changed_at": change.changed_at,
+                    "reason": change.reason,
+                    "changes": change.changes,
+                }
+            )
+            for change in changes
+        ],
+        next=following,
+    )
+
+
 @router.put(
     "/v1/pools/{pool_id}/capacity",
     tags=["releases"],
@@ -222,6 +258,14 @@ async def set_capacity(
 
 def _microseconds(instant: datetime) -> str:
     return str((instant - _UNIX_EPOCH) // timedelta(microseconds=1))
+
+
+def _before_id(cursor: str | None) -> UUID | None:
+    key = read_cursor(cursor, parts=1)
+    try:
+        return UUID(key[0]) if key else None
+    except ValueError:
+        raise bad_cursor() from None
 
 
 def _after(cursor: str | None) -> tuple[datetime, UUID] | None:

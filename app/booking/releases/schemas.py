@@ -104,6 +104,24 @@ class ReleasePage(ResponseModel):
     next: str | None
 
 
+class ReleaseChangeShown(ResponseModel):
+    """What somebody of the staff changed, and why. `changes` has for each field its value before and after."""
+
+    id: UUID
+    pool: UUID | None = Field(description="Null where the release itself was changed.")
+    changed_by: UUID
+    changed_at: TownInstant
+    reason: str
+    changes: dict[str, tuple[str | int | None, str | int | None]]
+
+
+class ReleaseChangePage(ResponseModel):
+    """Some changes and the cursor of those that follow."""
+
+    items: list[ReleaseChangeShown]
+    next: str | None
+
+
 class GateCounts(ResponseModel):
     """What the gate believes of the places that it gives out: those of the lane `online`."""
 

@@ -1,6 +1,6 @@
 """Rules of making, publishing and changing releases: the door for the features that stand in front of pools."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Final, NamedTuple, Protocol
@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.policy import Role, holds
 from app.accounts.service import require_role, require_role_at, roles_of
+from app.booking.models import ReleaseChange
 from app.booking.releases import queries
 from app.booking.releases.details import PoolDetails, details_of, tell_details
 from app.booking.releases.errors import CapacityBelowHeld, ReleaseFrozen, ReleaseNotPublishable
@@ -28,7 +29,7 @@ from app.booking.releases.policy import (
     total_errors,
 )
 from app.booking.releases.queries import AuditCounts, PoolRecord, ReleaseRecord
-from app.core.clock import Clock
+from app.core.clock import Clock, iso
 from app.core.db import after_commit
 from app.core.problems import FieldError, Forbidden, NotFound, ValidationFailed
 from app.stations.service import known_stations, known_units
@@ -46,6 +47,7 @@ __all__ = [
     "create_release",
     "details_of",
     "draft_for_staff",
+    "list_changes",
     "list_releases",
     "publish_release",
     "read_release",
@@ -228,7 +230,13 @@ async def change_release(
         raise ValidationFailed(errors=errors)
     if not changes:
         return record
+    before = {name: getattr(release, name) for name in changes}
     await queries.change_release(db, release_id=release_id, values=changes)
+    if reason is not None:
+        told = {name: (_as_json(before[name]), _as_json(value)) for name, value in changes.items()}
+        await queries.add_change(
+            db, release_id=release_id, pool_id=None, changed_by=account_id, reason=reason, changes=told
+        )
     if release.state == "published":
         _rebuild_after_commit(db, release_id, gate)
     log.info("release_changed", release=str(release_id), fields=sorted(changes), reason=reason, by=str(account_id))
@@ -262,6 +270,15 @@ async def set_capacity(
         await queries.raise_capacity(db, pool_id=pool_id, more=capacity - counts.places)
     elif capacity < counts.places:
         await queries.lower_capacity(db, pool_id=pool_id, fewer=counts.places - capacity)
+    if capacity != counts.places:
+        await queries.add_change(
+            db,
+            release_id=facts.release_id,
+            pool_id=pool_id,
+            changed_by=account_id,
+            reason=reason,
+            changes={"capacity": (counts.places, capacity)},
+        )
     # Raises the epoch: a claim that was admitted to a place which is gone now is judged anew.
     await queries.change_release(db, release_id=facts.release_id, values={})
     if facts.release_state == "published":
@@ -296,6 +313,20 @@ async def audit_release(db: AsyncSession, release_id: UUID, *, account_id: UUID,
         and gate_counts["waiting"] == counts.waiting
     )
     return Audit(counts, gate_counts, sound and agrees)
+
+
+async def list_changes(
+    db: AsyncSession, release_id: UUID, *, account_id: UUID, before_id: UUID | None, limit: int
+) -> Sequence[ReleaseChange]:
+    """Return what staff changed and why, newest first. For staff of a station in the release, and operators.
+
+    Raises `NotFound` and `Forbidden`.
+    """
+    facts = await queries.release_facts(db, release_id=release_id)
+    if facts is None:
+        raise NotFound
+    await _require_staff_of_any(db, account_id, facts.station_ids, hide=facts.state == "draft")
+    return await queries.list_changes(db, release_id=release_id, before_id=before_id, limit=limit)
 
 
 async def _release_to_change(db: AsyncSession, release_id: UUID, *, account_id: UUID) -> ReleaseRecord:
@@ -349,6 +380,10 @@ def _published(record: PoolRecord) -> PublishedPool:
         resident_unit_id=pool.resident_unit_id,
         waitlist_limit=pool.waitlist_limit,
     )
+
+
+def _as_json(value: object) -> object:
+    return iso(value) if isinstance(value, datetime) else value
 
 
 def _rebuild_after_commit(db: AsyncSession, release_id: UUID, gate: GateDoor) -> None:

@@ -2,13 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from uuid import uuid4
+from datetime import datetime, timedelta
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx2
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.booking.gate.passes import PassSigner
+from app.core.auth import verify_access_token
+from app.core.clock import Clock
+from app.core.problems import TokenExpired
 from app.core.settings import Settings
 from tests.booking.gate.builders import MadeRelease, make_release
 from tests.conftest import SignIn
@@ -67,6 +73,35 @@ async def test_a_pass_for_other_peoples_children_cannot_be_had(
         assert (answer.status_code, answer.json()["code"]) == (404, "unknown_person")
         assert answer.json()["errors"][0]["field"] == f"people[{index}]"
         assert "pass" not in answer.json()
+
+
+async def test_a_blocked_account_gets_nothing_new_and_what_it_has_expires_in_time(
+    client: httpx2.AsyncClient,
+    sign_in: SignIn,
+    settings: Settings,
+    made: MadeRelease,
+    engine: AsyncEngine,
+) -> None:
+    headers = await sign_in("elsa")
+    person = await register(client, headers)
+    path, body = f"/v1/releases/{made.release_id}/pass", {"people": [person]}
+    shown = (await client.post(path, json=body, headers=headers)).json()
+    account_id = PassSigner(settings.pass_key.get_secret_value()).verify(shown["pass"]).account
+    async with engine.begin() as connection:
+        block = text("UPDATE account SET blocked_at = now() WHERE id = :id")
+        await connection.execute(block, {"id": UUID(bytes=account_id)})
+
+    refused = await client.post(path, json=body, headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (404, "unknown_person")
+    assert "pass" not in refused.json()
+
+    had = datetime.fromisoformat(shown["expires_at"]) - datetime.fromisoformat(shown["server_time"])
+    assert had <= timedelta(hours=settings.pass_hours)
+    token = headers["Authorization"].partition(" ")[2]
+    key, now_ms = settings.token_key.get_secret_value().encode(), Clock().now_ms()
+    assert verify_access_token(token, key=key, now_ms=now_ms)
+    with pytest.raises(TokenExpired):
+        verify_access_token(token, key=key, now_ms=now_ms + settings.access_token_seconds * 1000)
 
 
 async def test_a_pass_for_a_release_that_is_not_published_cannot_be_had(
