@@ -5,7 +5,7 @@ A UNIQUE alone does not cap a pool's capacity: a lying Redis could hand out plac
 """
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -26,15 +26,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, TSTZRANGE, ExcludeConstraint, Range
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.booking.rows import CLAIM_STATES, HOLDS_A_PLACE, LIVE, STATUS_WORDS, one_of
 from app.core.db import Base
 from app.core.ids import new_id
 
 _NOW = func.now()
 _INSTANT = DateTime(timezone=True)
-
-# When a booking has a place, and when it has or wants one.
-HOLDS_A_PLACE: Final = "status = 'confirmed'"
-LIVE: Final = "status IN ('confirmed', 'waitlisted')"
 
 
 class Release(Base):
@@ -163,7 +160,7 @@ class Claim(Base):
     gate_revision: Mapped[int] = mapped_column(Integer, server_default="1")
 
     __table_args__ = (
-        CheckConstraint("state IN ('confirmed', 'waitlisted', 'cancelled', 'void')", name="state_known"),
+        CheckConstraint(one_of("state", CLAIM_STATES), name="state_known"),
         CheckConstraint("(state = 'void') = (account_id IS NULL)", name="void_is_nobodys"),
         Index("ix_claim_account", "account_id", text("decided_at DESC")),
         Index("ix_claim_release", "release_id"),
@@ -193,9 +190,7 @@ class Booking(Base):
 
     __table_args__ = (
         ForeignKeyConstraint(["pool_id", "place_no"], ["place.pool_id", "place.place_no"], name="fk_booking_place"),
-        CheckConstraint(
-            "status IN ('confirmed', 'waitlisted', 'cancelled', 'cancelled_by_staff')", name="status_known"
-        ),
+        CheckConstraint(one_of("status", STATUS_WORDS), name="status_known"),
         CheckConstraint("status <> 'confirmed' OR place_no IS NOT NULL", name="holder_has_a_place"),
         CheckConstraint("status <> 'waitlisted' OR (place_no IS NULL AND wait_seq IS NOT NULL)", name="waiter_waits"),
         Index(

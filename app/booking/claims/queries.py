@@ -3,16 +3,29 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select, text, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    and_,
+    case,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import aliased
 
 from app.booking.models import Booking, Claim, Pool
+from app.booking.rows import LIVE_WORDS, WAITING_POSITION, release_lock
 
-LIVE = ("confirmed", "waitlisted")
+_LOCK_RELEASE: Final = text(f"SELECT {release_lock('release_id', alone=False)} FROM claim WHERE id = :claim_id")  # noqa: S608 - our own words
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +64,12 @@ class LockedClaim:
 
 
 def _bookings_of_claims(condition: ColumnElement[bool]) -> Select[Claim, Booking, Any, Any]:
-    ahead = aliased(Booking)
-    position = (
-        select(func.count())
-        .where(
-            ahead.pool_id == Booking.pool_id,
-            ahead.status == "waitlisted",
-            tuple_(ahead.wait_seq, ahead.position) <= tuple_(Booking.wait_seq, Booking.position),
-        )
-        .scalar_subquery()
-    )
     return (
         select(
             Claim,
             Booking,
             func.lower(Booking.during).label("starts_at"),
-            case((Booking.status == "waitlisted", position)).label("waiting_position"),
+            literal_column(WAITING_POSITION, BigInteger()).label("waiting_position"),
         )
         .join(Booking, Booking.claim_id == Claim.id)
         .where(condition)
@@ -124,19 +127,13 @@ async def claim_of_booking(db: AsyncSession, *, booking_id: UUID) -> UUID | None
 
 async def lock_claim(db: AsyncSession, *, claim_id: UUID, account_id: UUID) -> LockedClaim | None:
     """Lock a claim of this account for a change, and keep rebuilds of its release out meanwhile."""
-    await db.execute(
-        text(
-            "SELECT pg_advisory_xact_lock_shared(hashtextextended('release:' || release_id::text, 0)) "
-            "FROM claim WHERE id = :claim_id"
-        ),
-        {"claim_id": claim_id},
-    )
+    await db.execute(_LOCK_RELEASE, {"claim_id": claim_id})
     # Pools before claims, and pools in one order: a hand-over holds its pool and then takes the waiter's claim, so a
     # waiter who withdraws at that moment must not hold the claim already.
     pools = (
         select(Booking.pool_id)
         .join(Claim, Claim.id == Booking.claim_id)
-        .where(Claim.id == claim_id, Claim.account_id == account_id, Booking.status.in_(LIVE))
+        .where(Claim.id == claim_id, Claim.account_id == account_id, Booking.status.in_(LIVE_WORDS))
     )
     await db.execute(select(Pool.id).where(Pool.id.in_(pools)).order_by(Pool.id).with_for_update(key_share=True))
     row = (
@@ -155,7 +152,7 @@ async def cancel_bookings(
     """Cancel live bookings of a claim. Returns the pool and place number (None for a waiter) of each."""
     rows = await db.execute(
         update(Booking)
-        .where(Booking.claim_id == claim_id, Booking.id.in_(booking_ids), Booking.status.in_(LIVE))
+        .where(Booking.claim_id == claim_id, Booking.id.in_(booking_ids), Booking.status.in_(LIVE_WORDS))
         .values(status="cancelled", changed_at=now)
         .returning(Booking.pool_id, Booking.place_no)
     )

@@ -1,12 +1,12 @@
 """Bodies of decided claims, in the shapes that the gate answers with."""
 
 from datetime import datetime
-from typing import Literal
 from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
 from app.booking.claims.queries import BookingRow, ClaimRow
+from app.booking.rows import ClaimState, StatusWord
 from app.core.schemas import ResponseModel
 
 
@@ -18,7 +18,7 @@ class BookingResponse(ResponseModel):
     id: UUID
     person: UUID
     pool: UUID
-    status: Literal["confirmed", "waitlisted", "cancelled", "cancelled_by_staff"]
+    status: StatusWord
     place_no: int | None = Field(description="Null for a waiter.")
     position: int | None = Field(description="On the waiting list at this moment; null for a holder.")
 
@@ -42,7 +42,7 @@ class ClaimResponse(ResponseModel):
 
     claim: UUID
     release: UUID
-    state: Literal["confirmed", "waitlisted", "cancelled"]
+    state: ClaimState
     seq: int
     bookings: list[BookingResponse]
     decided_at: datetime

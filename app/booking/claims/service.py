@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.booking.claims import queries
 from app.booking.claims.errors import TooLateToCancel
 from app.booking.claims.queries import BookingRow, ClaimRow
+from app.booking.rows import LIVE_WORDS
 from app.core.clock import iso
 from app.core.problems import NotFound
 
@@ -57,9 +58,7 @@ async def give_back(
         raise NotFound
     claim = await own_claim(db, claim_id=claim_id, account_id=account_id)
     wanted = [
-        booking
-        for booking in claim.bookings
-        if booking.status in queries.LIVE and only_booking_id in {None, booking.id}
+        booking for booking in claim.bookings if booking.status in LIVE_WORDS and only_booking_id in {None, booking.id}
     ]
     if not wanted:
         return claim, []

@@ -20,12 +20,13 @@ from app.booking.gate.keys import LOADING_EXPIRY_SECONDS, EpochKeys, meta_key
 from app.booking.gate.link import ACTIVATE, Argument, Link, Links
 from app.booking.gate.records import BOOKED, CLAIM_HEAD, ENTRY, LIVE, PoolCounts, Status
 from app.booking.gate.state import PoolSetup, Release, ReleaseSetup
+from app.booking.rows import WAITING_POSITION_OF_ALL, release_lock
 from app.core.clock import to_ms
 from app.core.problems import NotFound
 
 _ONE_AT_A_TIME: Final = "SELECT pg_advisory_lock(hashtextextended('rebuild:' || $1::uuid::text, 0))"
 _NEXT_PLEASE: Final = "SELECT pg_advisory_unlock(hashtextextended('rebuild:' || $1::uuid::text, 0))"
-_LOCK_ALONE: Final = "SELECT pg_advisory_xact_lock(hashtextextended('release:' || $1::uuid::text, 0))"
+_LOCK_ALONE: Final = f"SELECT {release_lock('$1', alone=True)}"
 _PUBLISHED: Final = "SELECT EXISTS (SELECT FROM release WHERE id = $1 AND state = 'published')"
 _RELEASE: Final = """
 SELECT state, opens_at, closes_at, person_limit, account_limit, epoch, gate_identity FROM release WHERE id = $1
@@ -62,19 +63,16 @@ WHERE pool.release_id = $1 AND place.lane = 'online'
                   WHERE booking.pool_id = place.pool_id AND booking.place_no = place.place_no
                     AND booking.status = 'confirmed')
 """
-_BOOKINGS: Final = """
+_BOOKINGS: Final = f"""
 SELECT claim.id, claim.account_id, claim.seq, claim.revision, claim.fingerprint, claim.decided_at,
        booking.person_id, pool.ordinal, booking.status, booking.place_no,
-       CASE WHEN booking.status = 'waitlisted' THEN
-           count(*) FILTER (WHERE booking.status = 'waitlisted')
-               OVER (PARTITION BY booking.pool_id, booking.status ORDER BY booking.wait_seq, booking.position)
-       END AS waiting_position
+       {WAITING_POSITION_OF_ALL} AS waiting_position
 FROM claim
 JOIN booking ON booking.claim_id = claim.id
 JOIN pool ON pool.id = booking.pool_id
 WHERE claim.release_id = $1 AND claim.state <> 'void'
 ORDER BY claim.id, booking.position
-"""
+"""  # noqa: S608 - our own words
 _HIGHEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM claim WHERE release_id = $1"
 # Rows read, and fields written, at once: bounds memory here and each command's time in Redis.
 _CHUNK: Final = 2_000
@@ -224,7 +222,7 @@ class _Loader:
             if len(self._claims) >= 2 * _CHUNK:
                 await self._hset(self._keys.claims, self._claims)
                 self._claims = []
-        status = Status[row["status"].upper()]
+        status = Status.of(row["status"])
         person = row["person_id"].bytes
         number = row["waiting_position"] or row["place_no"] or 0
         self._entries.append(ENTRY.pack(person, row["ordinal"], number, status))

@@ -8,11 +8,12 @@ that may have a free bit (u32 each), open (u8).
 
 import struct
 from enum import IntEnum
-from typing import Final, Literal, Self
+from typing import Final, Self
 from uuid import UUID
 
 import msgspec
 
+from app.booking.rows import LIVE_WORDS, STATUS_WORDS, ClaimState, StatusWord
 from app.core.ids import derived_id
 
 CLAIM_HEAD: Final = struct.Struct("<I8s16sQQ")
@@ -20,10 +21,6 @@ ENTRY: Final = struct.Struct("<16sHIB")
 BOOKED: Final = struct.Struct("<HI16s")
 POOL: Final = struct.Struct("<IIIIIIB")
 PARKED: Final = struct.Struct("<HI")
-
-
-StatusWord = Literal["confirmed", "waitlisted", "cancelled", "cancelled_by_staff"]
-ClaimState = Literal["confirmed", "waitlisted", "cancelled"]
 
 
 class Status(IntEnum):
@@ -39,14 +36,14 @@ class Status(IntEnum):
         """Return the word that PostgreSQL and the API use."""
         return _WORDS[self]
 
+    @classmethod
+    def of(cls, word: str) -> "Status":
+        """Return the status that PostgreSQL and the API call so."""
+        return cls[word.upper()]
 
-_WORDS: Final[dict[Status, StatusWord]] = {
-    Status.CONFIRMED: "confirmed",
-    Status.WAITLISTED: "waitlisted",
-    Status.CANCELLED: "cancelled",
-    Status.CANCELLED_BY_STAFF: "cancelled_by_staff",
-}
-LIVE: Final = frozenset({Status.CONFIRMED, Status.WAITLISTED})
+
+_WORDS: Final[dict[Status, StatusWord]] = {Status.of(word): word for word in STATUS_WORDS}
+LIVE: Final = frozenset(Status.of(word) for word in LIVE_WORDS)
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

@@ -19,22 +19,19 @@ from app.booking.gate.errors import Contradiction, NotInForce, contradiction_in
 from app.booking.gate.link import SETTLE, Links
 from app.booking.gate.records import ENTRY, PARKED, Status
 from app.booking.gate.state import Release
+from app.booking.rows import WAITING_POSITION, release_lock
 
 # What PostgreSQL says of some claims. A waiter's number is the position in the queue at this moment.
-_TRUTH: Final = """
+_TRUTH: Final = f"""
 SELECT release.epoch, claim.id, claim.revision, booking.person_id, pool.ordinal, booking.status, booking.place_no,
-       CASE WHEN booking.status = 'waitlisted' THEN (
-           SELECT count(*) FROM booking AS ahead
-           WHERE ahead.pool_id = booking.pool_id AND ahead.status = 'waitlisted'
-             AND (ahead.wait_seq, ahead.position) <= (booking.wait_seq, booking.position)
-       ) END AS waiting_position
+       {WAITING_POSITION} AS waiting_position
 FROM claim
 JOIN release ON release.id = claim.release_id
 JOIN booking ON booking.claim_id = claim.id
 JOIN pool ON pool.id = booking.pool_id
 WHERE claim.id = ANY ($1) AND claim.release_id = $2
 ORDER BY claim.id, booking.position
-"""
+"""  # noqa: S608 - our own words
 # A claim that somebody is changing is skipped, so that nobody deadlocks over a note: it is about to be settled again.
 _MARK: Final = """
 WITH told AS (
@@ -48,7 +45,7 @@ UPDATE claim SET gate_revision = told.revision FROM told WHERE claim.id = told.i
 """
 _BEHIND: Final = "SELECT id FROM claim WHERE release_id = $1 AND gate_revision < revision ORDER BY id LIMIT $2"
 # Places that the gate parked, handed to whoever waits first. The lock keeps a rebuild out meanwhile.
-_LOCK_SHARED: Final = "SELECT pg_advisory_xact_lock_shared(hashtextextended('release:' || $1::uuid::text, 0))"
+_LOCK_SHARED: Final = f"SELECT {release_lock('$1', alone=False)}"
 _HAND_OVER: Final = """
 SELECT hand_over_v1(pool.id, parked.place_no) AS claim_id
 FROM unnest($2::smallint[], $3::integer[]) AS parked (ordinal, place_no)
@@ -112,7 +109,7 @@ class Settlement:
                 raise NotInForce(reason)
             revisions[row["id"]] = row["revision"]
             number = row["waiting_position"] or row["place_no"] or 0
-            status = Status[row["status"].upper()]
+            status = Status.of(row["status"])
             entries[row["id"]].append(ENTRY.pack(row["person_id"].bytes, row["ordinal"], number, status))
         if not revisions:
             return

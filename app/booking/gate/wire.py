@@ -6,8 +6,9 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
-from app.booking.gate.records import ClaimRecord, ClaimState, Entry, Status, StatusWord
+from app.booking.gate.records import ClaimRecord, Entry, Status
 from app.booking.gate.state import Release
+from app.booking.rows import ClaimState, StatusWord
 from app.core.clock import from_ms, iso
 
 PoolState = Literal["upcoming", "open", "full", "sold_out", "closed"]

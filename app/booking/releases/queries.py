@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.booking.models import Place, Pool, Release, ReleaseChange
 from app.booking.releases.policy import Phase, PoolSpec, ReleaseSpec
+from app.booking.rows import release_lock
 from app.core.ids import new_id
 from app.stations.models import Station
 
@@ -80,9 +81,7 @@ class AuditCounts(NamedTuple):
 
 
 # Ends with the transaction. The gate's commits hold the same key shared, its rebuild holds it alone.
-_LOCK_ALONE: Final = text(
-    "SELECT pg_advisory_xact_lock(hashtextextended('release:' || CAST(:release AS uuid)::text, 0))"
-)
+_LOCK_ALONE: Final = text(f"SELECT {release_lock(':release', alone=True)}")
 
 _ADD_PLACES: Final = text("""
 INSERT INTO place (pool_id, place_no)
