@@ -15,6 +15,7 @@ from typing import Final, cast
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from app.core.settings import Settings
@@ -128,6 +129,7 @@ class Links:
             socket_connect_timeout=timeout_seconds,
             protocol=3,
         )
+        self._closed = False
         self._all = [Link(self._pool) for _ in range(count)]
         self._idle: asyncio.LifoQueue[Link] = asyncio.LifoQueue()
         for link in self._all:
@@ -135,16 +137,23 @@ class Links:
 
     @asynccontextmanager
     async def lend(self) -> AsyncGenerator[Link]:
-        """Lend a connected link. Raises `TimeoutError` where none comes back in time."""
+        """Lend a connected link. Raises `TimeoutError` where none comes back in time, and redis's errors."""
+        if self._closed:
+            # A confirmation whose moment came too late, say: a connection made now would never be closed.
+            message = "the links are closed"
+            raise RedisConnectionError(message)
         async with asyncio.timeout(self._timeout_seconds):
             link = await self._idle.get()
         try:
             await link.connect()
             yield link
         finally:
+            if self._closed:
+                await link.drop()
             self._idle.put_nowait(link)
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; those that are lent are closed at their return too, and none is made any more."""
+        self._closed = True
         for link in self._all:
             await link.drop()
