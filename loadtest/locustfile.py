@@ -4,7 +4,7 @@
     locust -f loadtest/locustfile.py --headless -u 100 -r 50 -H http://127.0.0.1:8000
 
 Each user lives one parent's evening after another (loadtest/behaviour.py) against the release named in
-CLOCKTOWER_RELEASE, or else the next one that opens, or else one that is open. Refusals that the API defines (sold out,
+CROWD_RELEASE, or else the next one that opens, or else one that is open. Refusals that the API defines (sold out,
 not open yet, …) count as good answers here; what Locust shows as failures are answers that should not occur.
 """
 
@@ -12,6 +12,7 @@ not open yet, …) count as good answers here; what Locust shows as failures are
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import itertools
+import logging
 import os
 import socket
 import time
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 import gevent
 import msgspec
 from locust import FastHttpUser, task
+from locust.env import Environment
 
 from loadtest import wire
 from loadtest.behaviour import (
@@ -44,8 +46,9 @@ from loadtest.phone import claim_body, read_answer
 from loadtest.plan import ParentPlan, draw_parents, parent_rng
 from loadtest.prepare import person_body
 
-_RELEASE: Final = os.environ.get("CLOCKTOWER_RELEASE", "")
-_SEED: Final = int(os.environ.get("CLOCKTOWER_SEED", "1"))
+# Not CLOCKTOWER_…: those are the service's settings, and its commands refuse any that they do not know.
+_RELEASE: Final = os.environ.get("CROWD_RELEASE", "")
+_SEED: Final = int(os.environ.get("CROWD_SEED", "1"))
 # Who is drawn in advance; after the last, the first come again under other names.
 _DRAWN_PARENTS: Final = 5_000
 _EVENING_SECONDS: Final = 60.0
@@ -55,6 +58,7 @@ _RUN: Final = os.urandom(4).hex()
 # Statuses that the API defines for a claim; anything else is a failure worth a look.
 _EXPECTED: Final = frozenset({200, 201, 202, 204, 304, 404, 409, 410, 425, 429, 503})
 
+log: Final = logging.getLogger(__name__)
 _PARENTS: Final = draw_parents(_SEED, _DRAWN_PARENTS)
 _numbers: Final = itertools.count()
 
@@ -70,10 +74,14 @@ class Parent(FastHttpUser):
     network_timeout = _REQUEST_SECONDS
 
     def on_start(self) -> None:
-        """Find the release and read the server's clock."""
-        found = self._ask("GET", "/v1/time", wire.TimeBody)
-        self._clock_offset = found.now_ms / 1000.0 - time.time()
-        self._release = self._find_release()
+        """Find the release and read the server's clock. Where that cannot be, the whole run ends with a sentence."""
+        try:
+            found = self._ask("GET", "/v1/time", wire.TimeBody)
+            self._clock_offset = found.now_ms / 1000.0 - time.time()
+            self._release = self._find_release()
+        except (CannotStartError, wire.UnreadableError) as error:
+            _end_run(self.environment, str(error))
+            raise gevent.GreenletExit from error
         self._opens_at = self._release.opens_at.timestamp()
 
     @task
@@ -110,14 +118,17 @@ class Parent(FastHttpUser):
 
     def _find_release(self) -> wire.ReleaseBody:
         if _RELEASE:
-            return self._ask("GET", f"/v1/releases/{_RELEASE}", wire.ReleaseBody, name="/v1/releases/{id}")
+            try:
+                return self._ask("GET", f"/v1/releases/{_RELEASE}", wire.ReleaseBody, name="/v1/releases/{id}")
+            except wire.UnreadableError as error:
+                raise CannotStartError(f"The release in CROWD_RELEASE cannot be read: {error}") from error
         for state in ("upcoming", "open"):
             page = self._ask("GET", f"/v1/releases?state={state}", wire.ReleasePage)
             if page.items:
                 soonest = min(page.items, key=lambda item: item.opens_at)
                 path = f"/v1/releases/{soonest.id}"
                 return self._ask("GET", path, wire.ReleaseBody, name="/v1/releases/{id}")
-        raise CannotStartError("No release is upcoming or open: make one, or name it in CLOCKTOWER_RELEASE.")
+        raise CannotStartError("No release is upcoming or open: publish one, or name it in CROWD_RELEASE.")
 
     def _prepare(self, plan: ParentPlan, number: int) -> None:
         """Sign in under a name of its own, register the children, fetch the pass."""
@@ -232,6 +243,19 @@ class Parent(FastHttpUser):
             exception=error,
             context={},
         )
+
+
+def _end_run(environment: Environment, sentence: str) -> None:
+    """End the run with status 2. In the browser it only stops: the next run may find what was missing."""
+    if environment.process_exit_code is not None or environment.runner is None:
+        return
+    log.error("%s", sentence)
+    if environment.web_ui is not None:
+        gevent.spawn(environment.runner.stop)
+        return
+    # From a greenlet of its own: ending the run ends the user that asked for it.
+    environment.process_exit_code = 2
+    gevent.spawn(environment.runner.quit)
 
 
 def _lower(headers: Any) -> dict[bytes, bytes]:

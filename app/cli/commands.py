@@ -13,7 +13,7 @@ import uvloop
 from rich.console import Console
 
 from app.cli import surroundings
-from app.cli.refusal import EXIT_COULD_NOT_START, Refusal, err, out, say
+from app.cli.refusal import EXIT_COULD_NOT_START, EXIT_STOPPED, Refusal, err, out, say
 from app.core.embedded import EngineFault
 
 app = typer.Typer(
@@ -59,8 +59,11 @@ def run() -> None:
     except EngineFault as fault:
         err.print(str(fault), style="red", markup=False, soft_wrap=True)
         sys.exit(EXIT_COULD_NOT_START)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except SystemExit as end:
+        # Typer makes a silent status of Ctrl-C; who pressed it wants to know that nothing runs on.
+        if end.code == EXIT_STOPPED:
+            say("Stopped.")
+        raise
     except BrokenPipeError:
         # Whoever read our output has read enough of it; nothing more can be written, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

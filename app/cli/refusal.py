@@ -6,6 +6,8 @@ from rich.console import Console
 
 EXIT_WRONG: Final = 1
 EXIT_COULD_NOT_START: Final = 2
+# As shells count it: 128 and the number of SIGINT.
+EXIT_STOPPED: Final = 130
 
 # What a command was asked for goes to standard output; what it says about itself does not.
 out: Final = Console(highlight=False)
