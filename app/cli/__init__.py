@@ -1,7 +1,7 @@
 """The command `clocktower`: starts the service, looks after it, and rehearses its peak.
 
-Exit status everywhere: 0 when it went well, 1 when something was found wrong, 2 when it could not start, 130 when it was
-stopped with Ctrl-C before its end. What an operator can mend is said in one sentence, never as a traceback.
+Exit status everywhere: 0 when it went well, 1 when something was found wrong, 2 when it could not start, 130 when
+Ctrl-C stopped it before its end. What an operator can mend is said in one sentence, never as a traceback.
 """
 
 import sys

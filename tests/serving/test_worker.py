@@ -118,7 +118,7 @@ async def test_while_an_engine_is_away_the_worker_waits_and_says_so_once(setting
 
 async def test_a_stop_ends_the_work_without_another_round(settings: Settings) -> None:
     stop = asyncio.Event()
-    async with open_worker(settings) as worker, asyncio.timeout(10):
+    async with open_worker(settings) as worker, asyncio.timeout(60):
         work = asyncio.create_task(worker.work(stop))
         stop.set()
         await work
