@@ -316,21 +316,3 @@ async def test_a_frozen_postgresql_holds_up_nobody_once_it_is_back(
         await until(confirmed)
         assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
         await worker.gate.close()
-
-
-async def test_strangers_who_guess_releases_do_not_keep_a_winner_waiting(
-    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker, signer: PassSigner
-) -> None:
-    worker = await open_worker(commit_wait_ms=500)
-    made = await make_release(db, capacities=(1,))
-    await worker.gate.release(made.release_id)
-    guesses = [
-        asyncio.create_task(worker.ask(Request("GET", f"/v1/releases/{new_id()}/availability", {}, b"")))
-        for _ in range(2_000)
-    ]
-    await asyncio.sleep(0)
-
-    said = await worker.ask(Phone.with_pass(signer, made).claim())
-
-    assert (said.status, said.word) == (201, "confirmed")
-    assert {answer.word for answer in await asyncio.gather(*guesses)} <= {"not_found", "rebuilding"}
