@@ -1,7 +1,15 @@
-"""Ends background tasks for sure."""
+"""Tasks in the background: started so that somebody holds them, and ended for sure."""
 
 import asyncio
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from app.core.problems import Problem
+
+log = structlog.stdlib.get_logger(__name__)
+_T = TypeVar("_T")
 
 # Between two cancellations; a task that takes notice of the first ends well before.
 AGAIN_AFTER_SECONDS: Final = 0.05
@@ -19,3 +27,29 @@ async def end_task(task: asyncio.Task[None]) -> None:
         await asyncio.wait({task}, timeout=AGAIN_AFTER_SECONDS)
     if not task.cancelled():
         task.result()
+
+
+class Chores:
+    """Small tasks that nobody waits for, or that must outlive whoever waits. What fails is logged, not raised."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        """Start a task and hold it until it is done: asyncio alone would let it be collected halfway."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def end(self) -> None:
+        """Cancel what is still under way, and wait for its end."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        # A problem is somebody's answer already.
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Problem):
+            log.warning("chore_failed", error=type(error).__name__)

@@ -34,7 +34,7 @@ async def _admit(worker: Worker, request: Request) -> Winner:
     """Go as far as the script and no further, as a worker that is killed right after."""
     claim_id = UUID(request.path.rpartition("/")[2])
     body = read_claim(request.body)
-    room = await worker.gate._room(body.release)
+    room = await worker.gate._rooms.room(body.release)
     contents = worker.desk._pass_in(request)
     answer = await room.admission.admit(worker.desk._order(claim_id, body, contents, room.release))
     assert answer.code in "TW"

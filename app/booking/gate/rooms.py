@@ -1,0 +1,162 @@
+"""The releases that this worker has met, each with what it takes to put claims through.
+
+A room is entered when somebody first asks for its release, left when its epoch turns out to be over, and condemned when
+nobody may use its epoch again.
+"""
+
+import asyncio
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+import structlog
+from redis.exceptions import RedisError
+
+from app.booking.gate import errors
+from app.booking.gate.admission import Admission
+from app.booking.gate.complaints import Complaints
+from app.booking.gate.ledger import Ledger
+from app.booking.gate.link import Links
+from app.booking.gate.rebuild import Because, read_release, rebuild
+from app.booking.gate.settlement import Settlement
+from app.booking.gate.state import Release
+from app.core.problems import NotFound, jittered_ms
+from app.core.settings import Settings
+from app.core.tasks import Chores
+
+log = structlog.get_logger(__name__)
+# What can be the matter with the engines, or with a release's state. TimeoutError is an OSError.
+OUT_OF_REACH: Final = (RedisError, OSError, errors.GateError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+REBUILD_RETRY_MS: Final = 500
+# How long a request waits for the state of a release to be found or made; a small one takes milliseconds.
+_ENTER_WAIT_SECONDS: Final = 2.0
+# Releases whose state this worker makes at one time: guessed ids must not take every connection from the commits.
+_ENTERING_LIMIT: Final = 2
+# Releases that wait for that; whoever asks for one more is told 503.
+_ENTERING_QUEUE_LIMIT: Final = 100
+# For how long a release that does not exist is remembered as such, so that guessing ids costs PostgreSQL nothing.
+_ABSENT_SECONDS: Final = 1.0
+_ABSENT_LIMIT: Final = 10_000
+
+
+def rebuilding_again() -> errors.Rebuilding:
+    """Return the refusal of whoever comes while the state is being made: each is to come back at another moment."""
+    return errors.Rebuilding(retry_after_ms=jittered_ms(REBUILD_RETRY_MS))
+
+
+class Room:
+    """A release in force: its admission, its ledger, its settlement."""
+
+    def __init__(self, release: Release, links: Links, database: asyncpg.Pool, settings: Settings) -> None:
+        self.release = release
+        self.admission = Admission(release, links, settings)
+        self.ledger = Ledger(release, database, settings)
+        self.settlement = Settlement(release, links, database, timeout_seconds=settings.commit_timeout_ms / 1000)
+
+
+class Rooms:
+    """Finds the state of each release, or makes it; remembers it as long as it is in force."""
+
+    def __init__(self, settings: Settings, links: Links, database: asyncpg.Pool, chores: Chores) -> None:
+        self._settings = settings
+        self._links = links
+        self._database = database
+        self._chores = chores
+        self._rooms: dict[UUID, Room] = {}
+        self._entering: dict[UUID, asyncio.Task[Room]] = {}
+        self._entrance = asyncio.Semaphore(_ENTERING_LIMIT)
+        self._absent: dict[UUID, float] = {}
+        self._condemned: dict[UUID, int] = {}
+        self._complaints = Complaints()
+
+    def entered(self) -> tuple[Room, ...]:
+        """Return the rooms that stand now."""
+        return tuple(self._rooms.values())
+
+    def get(self, release_id: UUID) -> Room | None:
+        """Return the room of a release where it was entered, without asking anybody."""
+        return self._rooms.get(release_id)
+
+    async def room(self, release_id: UUID) -> Room:
+        """Return the room of a release; the first who asks enters it for all.
+
+        Raises `NotFound` for a release that does not exist or is not published, `Rebuilding` while its state cannot be
+        had.
+        """
+        room = self._rooms.get(release_id)
+        if room is not None:
+            return room
+        loop = asyncio.get_running_loop()
+        if self._absent.get(release_id, 0.0) > loop.time():
+            raise NotFound
+        entering = self._entering.get(release_id)
+        if entering is None:
+            if len(self._entering) >= _ENTERING_QUEUE_LIMIT:
+                raise rebuilding_again()
+            entering = self._chores.start(self._enter(release_id))
+            self._entering[release_id] = entering
+            entering.add_done_callback(lambda _: self._entering.pop(release_id, None))
+        try:
+            async with asyncio.timeout(_ENTER_WAIT_SECONDS):
+                # Shielded: the one who asked first may hang up; the others still want the room.
+                return await asyncio.shield(entering)
+        except NotFound:
+            if len(self._absent) >= _ABSENT_LIMIT:
+                self._absent.clear()
+            self._absent[release_id] = loop.time() + _ABSENT_SECONDS
+            raise
+        except (errors.Rebuilding, TimeoutError):
+            raise rebuilding_again() from None
+
+    async def make_anew(self, release_id: UUID) -> None:
+        """Rebuild a release's state, whatever stands there now. Raises `NotFound`, and the drivers' errors."""
+        room = self._rooms.get(release_id)
+        seen = room.release.epoch if room else None
+        release = await self._rebuild(release_id, Because(seen, insist=True))
+        self._absent.pop(release_id, None)
+        self._open(release)
+
+    def leave(self, room: Room) -> None:
+        """Forget a room whose epoch is not in force; whoever comes next finds the one that is."""
+        if self._rooms.get(room.release.release_id) is room:
+            del self._rooms[room.release.release_id]
+
+    def condemn(self, room: Room, *, because: str) -> None:
+        """Never use this epoch again: it is over in PostgreSQL, or Redis and PostgreSQL contradict each other in it."""
+        release = room.release
+        if self._rooms.get(release.release_id) is room:
+            log.error("gate_condemned", release=str(release.release_id), epoch=release.epoch, because=because)
+            self._condemned[release.release_id] = release.epoch
+            self.leave(room)
+
+    async def _enter(self, release_id: UUID) -> Room:
+        """Find the state in force, or make it. Where it was condemned, only a later epoch will do.
+
+        Raises `NotFound`, and `Rebuilding` for whatever is the matter, which it has logged.
+        """
+        condemned = self._condemned.get(release_id)
+        release = None
+        try:
+            async with self._links.lend() as link:
+                release = await read_release(link, release_id)
+            if release is None or (condemned is not None and release.epoch <= condemned):
+                async with self._entrance:
+                    release = await self._rebuild(release_id, Because(condemned))
+        except OUT_OF_REACH as error:
+            # Here, and not for each of those who wait for it; and in an outage they come again all the time.
+            if self._complaints.is_new((release_id, type(error)), asyncio.get_running_loop().time()):
+                log.warning("gate_cannot_enter", release=str(release_id), error=type(error).__name__)
+            raise rebuilding_again() from error
+        self._condemned.pop(release_id, None)
+        return self._open(release)
+
+    async def _rebuild(self, release_id: UUID, because: Because) -> Release:
+        timeout_seconds = self._settings.rebuild_timeout_seconds
+        release = await rebuild(self._database, self._links, release_id, because, timeout_seconds=timeout_seconds)
+        log.info("gate_rebuilt", release=str(release_id), epoch=release.epoch)
+        return release
+
+    def _open(self, release: Release) -> Room:
+        room = self._rooms[release.release_id] = Room(release, self._links, self._database, self._settings)
+        return room
