@@ -2,38 +2,20 @@
 
 import asyncio
 import random
-from datetime import timedelta
-from uuid import UUID
 
 import asyncpg
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.booking.claims import service as claims
 from app.booking.gate.passes import PassSigner
-from app.core.clock import Clock
-from app.core.db import transaction
 from app.core.ids import new_id
 from tests.booking.gate.agreement import assert_agrees
 from tests.booking.gate.builders import MadeRelease, Phone, Worker, make_release, words
 from tests.booking.gate.conftest import OpenWorker
+from tests.booking.gate.steps import give_back
 
 pytestmark = pytest.mark.anyio
-
-
-async def _give_back(engine: AsyncEngine, phone: Phone, claim_id: UUID) -> list[UUID]:
-    """Give a whole claim back as the API does; return what the gate is to hear of."""
-    async with transaction(engine) as session:
-        _, changed = await claims.give_back(
-            session,
-            claim_id=claim_id,
-            account_id=phone.account,
-            only_booking_id=None,
-            now=Clock().now(),
-            notice=timedelta(hours=1),
-        )
-    return changed
 
 
 async def _sweep_until_calm(worker: Worker, made: MadeRelease) -> None:
@@ -69,7 +51,7 @@ async def test_a_place_given_back_goes_to_the_first_who_waits_and_to_no_newcomer
     assert (await worker.ask(holder.claim(claim_id=claim_id))).word == "confirmed"
     waiting = waiter.claim(waitlist=True)
     assert (await worker.ask(waiting)).word == "waitlisted"
-    changed = await _give_back(engine, holder, claim_id)
+    changed = await give_back(engine, holder, claim_id)
     assert len(changed) == 2
     # PostgreSQL has handed it over, the gate has not heard of it: a newcomer is refused all the same.
     assert (await worker.ask(newcomer.claim())).word in {"full", "sold_out"}
@@ -91,7 +73,7 @@ async def test_a_place_that_nobody_waits_for_is_free_for_the_next_phone(
     holder, newcomer = Phone.with_pass(signer, made), Phone.with_pass(signer, made)
     request = holder.claim(claim_id=(claim_id := new_id()))
     await worker.ask(request)
-    await worker.gate.settle(made.release_id, await _give_back(engine, holder, claim_id))
+    await worker.gate.settle(made.release_id, await give_back(engine, holder, claim_id))
     assert (await worker.ask(newcomer.claim())).word == "confirmed"
     # The id that was given back never books again.
     assert (await worker.ask(request)).word == "cancelled"
@@ -118,9 +100,9 @@ async def test_a_storm_of_giving_back_keeps_the_order_and_loses_nothing(
     assert words(answers) == {"confirmed": 12, "waitlisted": 48}
     turns = asyncio.Semaphore(8)
 
-    async def give_back(n: int) -> None:
+    async def withdraw(n: int) -> None:
         async with turns:
-            changed = await _give_back(engine, phones[n], ids[n])
+            changed = await give_back(engine, phones[n], ids[n])
             # Some workers die here; the sweep tells the gate what they would have told it.
             if draw.random() < 0.8:
                 await asyncio.sleep(draw.random() / 50)
@@ -134,7 +116,7 @@ async def test_a_storm_of_giving_back_keeps_the_order_and_loses_nothing(
         async with turns:
             await draw.choice(workers).gate.sweep(made.release_id)
 
-    storm = [give_back(n) for n in draw.sample(range(60), k=45)]
+    storm = [withdraw(n) for n in draw.sample(range(60), k=45)]
     storm += [press(n) for n in range(60)] + [sweep() for _ in range(6)]
     draw.shuffle(storm)
     await asyncio.gather(*storm)

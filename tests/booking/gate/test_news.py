@@ -2,20 +2,17 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.booking.claims import service as claims
 from app.booking.gate.link import ACTIVATE, Argument, Link, Script
 from app.booking.gate.passes import PassSigner
-from app.core.clock import Clock
-from app.core.db import transaction
 from tests.booking.gate.builders import Phone, make_release
 from tests.booking.gate.conftest import OpenWorker
+from tests.booking.gate.steps import give_back
 
 pytestmark = pytest.mark.anyio
 
@@ -45,15 +42,7 @@ async def test_a_place_given_back_during_a_rebuild_is_free_afterwards(
     monkeypatch.setattr(Link, "run", stop_before_activation)
     rebuilding = asyncio.create_task(rebuilder.gate.rebuild(made.release_id))
     await is_loaded.wait()
-    async with transaction(engine) as session:
-        _, changed = await claims.give_back(
-            session,
-            claim_id=claim_id,
-            account_id=family.account,
-            only_booking_id=None,
-            now=Clock().now(),
-            notice=timedelta(hours=1),
-        )
+    changed = await give_back(engine, family, claim_id)
     await other.gate.settle(made.release_id, changed)
     may_go_on.set()
     await rebuilding

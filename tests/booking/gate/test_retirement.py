@@ -2,24 +2,21 @@
 
 from datetime import timedelta
 from typing import cast
-from uuid import UUID
 
 import asyncpg
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.booking.claims import service as claims
 from app.booking.gate.keys import LOADING_EXPIRY_SECONDS, EpochKeys, meta_key
 from app.booking.gate.passes import PassSigner
 from app.booking.gate.retirement import KEPT_MS
 from app.core.clock import Clock
-from app.core.db import transaction
 from app.core.ids import new_id
 from tests.booking.gate.agreement import assert_agrees, command, epoch_in_force, seen_in_redis
 from tests.booking.gate.builders import MadeRelease, Phone, Worker, epoch_of, held, make_release
 from tests.booking.gate.conftest import OpenWorker
-from tests.booking.gate.test_sweep import _admit
+from tests.booking.gate.steps import admit, give_back
 from tests.booking.gate.waits import until
 
 pytestmark = pytest.mark.anyio
@@ -48,19 +45,6 @@ async def _confirmed(redis: Redis, made: MadeRelease) -> None:
         return not (await seen_in_redis(redis, made)).pending
 
     await until(nothing_pending)
-
-
-async def _give_back(engine: AsyncEngine, phone: Phone, claim_id: UUID) -> list[UUID]:
-    async with transaction(engine) as session:
-        _, changed = await claims.give_back(
-            session,
-            claim_id=claim_id,
-            account_id=phone.account,
-            only_booking_id=None,
-            now=Clock().now(),
-            notice=timedelta(hours=1),
-        )
-    return changed
 
 
 async def test_a_release_that_is_over_leaves_no_key_in_redis(
@@ -94,7 +78,7 @@ async def test_after_the_removal_a_place_can_be_given_back_and_the_state_is_made
     await worker.gate.retire(made.release_id)
     assert await _keys(redis, made) == set()
 
-    changed = await _give_back(engine, holder, claim_id)
+    changed = await give_back(engine, holder, claim_id)
     assert len(changed) == 2
     await later.gate.settle(made.release_id, changed)
 
@@ -127,7 +111,7 @@ async def test_a_claim_that_is_pending_keeps_the_state_and_finds_its_place(
     made = await make_release(db, capacities=(1,))
     dead, alive = await open_worker(), await open_worker()
     request = Phone.with_pass(signer, made).claim()
-    await _admit(dead, request)
+    await admit(dead, request)
     await _age(redis, db, made)
     await alive.gate.retire(made.release_id)
     assert len((await seen_in_redis(redis, made)).pending) == 1
@@ -139,7 +123,7 @@ async def test_a_claim_whose_worker_died_is_settled_and_then_the_state_may_go(
 ) -> None:
     made = await make_release(db, capacities=(1,))
     dead, alive = await open_worker(pending_deadline_ms=0), await open_worker()
-    await _admit(dead, Phone.with_pass(signer, made).claim())
+    await admit(dead, Phone.with_pass(signer, made).claim())
     await _age(redis, db, made)
     await alive.gate.retire(made.release_id)
     assert await _keys(redis, made) == set()
@@ -158,7 +142,7 @@ async def test_a_place_given_back_of_which_the_gate_has_not_heard_is_not_forgott
     await worker.ask(holder.claim(claim_id=(claim_id := new_id())))
     await _confirmed(redis, made)
     await _age(redis, db, made)
-    await _give_back(engine, holder, claim_id)
+    await give_back(engine, holder, claim_id)
     await worker.gate.retire(made.release_id)
     assert await _keys(redis, made) == set()
     assert not await db.fetchval(

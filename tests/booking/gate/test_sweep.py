@@ -1,8 +1,6 @@
 """What a crash leaves half done is finished: by asking PostgreSQL in writing, never by a deadline alone."""
 
 import asyncio
-from datetime import timedelta
-from uuid import UUID
 
 import asyncpg
 import pytest
@@ -10,48 +8,18 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.booking.claims import service as claims
-from app.booking.gate.desk import Request
-from app.booking.gate.ledger import Winner
 from app.booking.gate.passes import PassSigner
-from app.booking.gate.reading import read_claim
-from app.booking.gate.records import ClaimRecord
-from app.core.clock import Clock
-from app.core.db import transaction
 from app.core.ids import new_id
 from tests.booking.gate.agreement import assert_agrees, seen_in_redis
 from tests.booking.gate.builders import MadeRelease, Phone, Worker, commit, held, make_release
 from tests.booking.gate.conftest import OpenWorker
+from tests.booking.gate.steps import admit, give_back
 from tests.booking.gate.waits import until
 
 pytestmark = pytest.mark.anyio
 
 # Past at once, so that what is admitted is overdue for the next sweep.
 AT_ONCE = {"pending_deadline_ms": 0}
-
-
-async def _admit(worker: Worker, request: Request) -> Winner:
-    """Go as far as the script and no further, as a worker that is killed right after."""
-    claim_id = UUID(request.path.rpartition("/")[2])
-    body = read_claim(request.body)
-    room = await worker.gate._rooms.room(body.release)
-    contents = worker.desk._pass_in(request)
-    answer = await room.admission.admit(worker.desk._order(claim_id, body, contents, room.release))
-    assert answer.code in "TW"
-    return Winner(ClaimRecord.unpack(claim_id, answer.detail), request.body.decode())
-
-
-async def _give_back(engine: AsyncEngine, phone: Phone, claim_id: UUID) -> list[UUID]:
-    async with transaction(engine) as session:
-        _, changed = await claims.give_back(
-            session,
-            claim_id=claim_id,
-            account_id=phone.account,
-            only_booking_id=None,
-            now=Clock().now(),
-            notice=timedelta(hours=1),
-        )
-    return changed
 
 
 async def _pending(redis: Redis, made: MadeRelease) -> int:
@@ -64,7 +32,7 @@ async def test_the_place_of_a_claim_whose_worker_died_goes_to_somebody_else(
     made = await make_release(db, capacities=(1,))
     dead, alive = await open_worker(**AT_ONCE), await open_worker()
     orphan = Phone.with_pass(signer, made).claim()
-    await _admit(dead, orphan)
+    await admit(dead, orphan)
     newcomer = Phone.with_pass(signer, made).claim()
     said = await alive.ask(newcomer)
     assert (said.word, said.body["final"]) == ("full", False)
@@ -83,7 +51,7 @@ async def test_a_phone_that_comes_back_before_the_sweep_finds_its_place(
     made = await make_release(db, capacities=(1,))
     dead, alive = await open_worker(**AT_ONCE), await open_worker()
     request = Phone.with_pass(signer, made).claim()
-    winner = await _admit(dead, request)
+    winner = await admit(dead, request)
     said = await alive.ask(request)
     assert said.word == "confirmed"
     assert said.place[1] == winner.record.entries[0].number
@@ -99,7 +67,7 @@ async def test_a_void_id_is_told_so_and_never_books(
     dead, alive = await open_worker(**AT_ONCE), await open_worker()
     phone = Phone.with_pass(signer, made)
     orphan = phone.claim()
-    await _admit(dead, orphan)
+    await admit(dead, orphan)
     await alive.gate.sweep(made.release_id)
     for _ in range(2):
         said = await alive.ask(orphan)
@@ -115,7 +83,7 @@ async def test_a_claim_that_was_written_and_not_confirmed_is_confirmed(
     made = await make_release(db, capacities=(1,))
     dead, alive = await open_worker(**AT_ONCE), await open_worker()
     request = Phone.with_pass(signer, made).claim()
-    winner = await _admit(dead, request)
+    winner = await admit(dead, request)
     assert await commit(db, made.at_epoch(1), winner) == {winner.record.claim_id: "in"}
     await alive.gate.sweep(made.release_id)
     assert await _pending(redis, made) == 0
@@ -133,7 +101,7 @@ async def test_a_claim_that_is_being_written_is_waited_for_and_not_released(
 ) -> None:
     made = await make_release(db, capacities=(1,))
     slow, alive = await open_worker(**AT_ONCE), await open_worker()
-    winner = await _admit(slow, Phone.with_pass(signer, made).claim())
+    winner = await admit(slow, Phone.with_pass(signer, made).claim())
     writer = await asyncpg.connect(database_url)
     try:
         async with writer.transaction():
@@ -158,7 +126,7 @@ async def test_a_claim_that_is_not_overdue_is_left_alone(
 ) -> None:
     made = await make_release(db)
     request = Phone.with_pass(signer, made).claim()
-    await _admit(worker, request)
+    await admit(worker, request)
     await worker.gate.sweep(made.release_id)
     assert await _pending(redis, made) == 1
     assert (await worker.ask(request)).word == "confirmed"
@@ -174,7 +142,7 @@ async def test_nothing_is_released_while_postgresql_is_down(
     made = await make_release(db, capacities=(1,))
     dead = await open_worker(**AT_ONCE)
     request = Phone.with_pass(signer, made).claim()
-    await _admit(dead, request)
+    await admit(dead, request)
     cut_off = await open_worker(database_url=SecretStr(f"postgresql://nobody@/nothing?host={tmp_path}"))
     with pytest.raises(FileNotFoundError):
         await cut_off.gate.sweep(made.release_id)
@@ -198,9 +166,9 @@ async def test_a_place_given_back_while_the_waiter_was_on_the_way_goes_to_the_wa
     holder, waiter = Phone.with_pass(signer, made), Phone.with_pass(signer, made)
     await worker.ask(holder.claim(claim_id=(claim_id := new_id())))
     waiting = waiter.claim(waitlist=True)
-    await _admit(worker, waiting)
+    await admit(worker, waiting)
     # In PostgreSQL nobody waits yet, so the place is nobody's there.
-    changed = await _give_back(engine, holder, claim_id)
+    changed = await give_back(engine, holder, claim_id)
     assert changed == [claim_id]
     await worker.gate.settle(made.release_id, changed)
     assert (await seen_in_redis(redis, made)).parked == {(0, 1)}
@@ -223,8 +191,8 @@ async def test_a_parked_place_is_free_again_when_its_waiter_never_arrived(
     worker, dead = await open_worker(), await open_worker(**AT_ONCE)
     holder = Phone.with_pass(signer, made)
     await worker.ask(holder.claim(claim_id=(claim_id := new_id())))
-    await _admit(dead, Phone.with_pass(signer, made).claim(waitlist=True))
-    await worker.gate.settle(made.release_id, await _give_back(engine, holder, claim_id))
+    await admit(dead, Phone.with_pass(signer, made).claim(waitlist=True))
+    await worker.gate.settle(made.release_id, await give_back(engine, holder, claim_id))
     await worker.gate.sweep(made.release_id)
     await worker.gate.sweep(made.release_id)
     assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
@@ -241,7 +209,7 @@ async def test_a_change_that_nobody_told_the_gate_is_told_by_the_sweep(
     made = await make_release(db, capacities=(1,))
     holder = Phone.with_pass(signer, made)
     await worker.ask(holder.claim(claim_id=(claim_id := new_id())))
-    await _give_back(engine, holder, claim_id)
+    await give_back(engine, holder, claim_id)
     await worker.gate.sweep(made.release_id)
     assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
     await assert_agrees(db, redis, made)
@@ -260,8 +228,8 @@ async def test_news_in_the_wrong_order_frees_no_place_under_its_new_holder(
     for phone, claim_id in zip(phones, ids, strict=True):
         await worker.ask(phone.claim(claim_id=claim_id, waitlist=True))
     # The place goes from the first to the second, and from the second to the third; the gate hears of that first.
-    first = await _give_back(engine, phones[0], ids[0])
-    second = await _give_back(engine, phones[1], ids[1])
+    first = await give_back(engine, phones[0], ids[0])
+    second = await give_back(engine, phones[1], ids[1])
     await worker.gate.settle(made.release_id, second)
     await worker.gate.settle(made.release_id, first)
     await assert_agrees(db, redis, made)
@@ -275,7 +243,7 @@ async def test_a_claim_of_which_the_sweep_knows_an_other_release_s_id_is_release
     dead, alive = await open_worker(**AT_ONCE), await open_worker()
     claim_id = new_id()
     assert (await alive.ask(Phone.with_pass(signer, other).claim(claim_id=claim_id))).word == "confirmed"
-    await _admit(dead, Phone.with_pass(signer, made).claim(claim_id=claim_id))
+    await admit(dead, Phone.with_pass(signer, made).claim(claim_id=claim_id))
     await alive.gate.sweep(made.release_id)
     await assert_agrees(db, redis, made)
     assert (await alive.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"

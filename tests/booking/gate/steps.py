@@ -1,0 +1,40 @@
+"""Single steps of a claim's life, for tests that stop between two of them."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.booking.claims import service as claims
+from app.booking.gate.desk import Request
+from app.booking.gate.ledger import Winner
+from app.booking.gate.reading import read_claim
+from app.booking.gate.records import ClaimRecord
+from app.core.clock import Clock
+from app.core.db import transaction
+from tests.booking.gate.builders import Phone, Worker
+
+
+async def admit(worker: Worker, request: Request) -> Winner:
+    """Go as far as the script and no further, as a worker that is killed right after."""
+    claim_id = UUID(request.path.rpartition("/")[2])
+    body = read_claim(request.body)
+    room = await worker.gate._rooms.room(body.release)
+    contents = worker.desk._pass_in(request)
+    answer = await room.admission.admit(worker.desk._order(claim_id, body, contents, room.release))
+    assert answer.code in "TW"
+    return Winner(ClaimRecord.unpack(claim_id, answer.detail), request.body.decode())
+
+
+async def give_back(engine: AsyncEngine, phone: Phone, claim_id: UUID) -> list[UUID]:
+    """Give a whole claim back in PostgreSQL, as the API does; return the claims that the gate is to hear of."""
+    async with transaction(engine) as session:
+        _, changed = await claims.give_back(
+            session,
+            claim_id=claim_id,
+            account_id=phone.account,
+            only_booking_id=None,
+            now=Clock().now(),
+            notice=timedelta(hours=1),
+        )
+    return changed
