@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from app.booking.gate import errors
 from app.booking.gate.admission import Order
 from app.booking.gate.ledger import Verdict, Winner
-from app.booking.gate.link import Links
+from app.booking.gate.link import Links, ms_of_time
 from app.booking.gate.records import ClaimRecord, PoolCounts
 from app.booking.gate.refusals import refusal_of
 from app.booking.gate.retirement import retire, states_in_redis
@@ -244,10 +244,9 @@ class Gate:
         if len(packed) < len(room.release.pool_ids):
             self._rooms.condemn(room, because="contradiction")
             raise rebuilding_again()
-        seconds, microseconds = cast("list[bytes]", time)
         return Availability(
             room.release,
-            int(seconds) * 1000 + int(microseconds) // 1000,
+            ms_of_time(time),
             int(cast("bytes", version)),
             tuple(
                 PoolView(pool_id, PoolCounts.unpack(packed[str(ordinal).encode()]))

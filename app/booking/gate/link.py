@@ -26,6 +26,12 @@ _OTHER_SERVER: Final = b"I"
 Reply = bytes | int | list["Reply"] | dict[bytes, bytes] | None
 
 
+def ms_of_time(reply: Reply) -> int:
+    """Return what Redis answered to `TIME` as ms since 1970."""
+    seconds, microseconds = cast("list[bytes]", reply)
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
 class Script:
     """A Lua script that stands beside this module, known to Redis by its SHA-1."""
 

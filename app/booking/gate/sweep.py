@@ -13,7 +13,7 @@ import asyncpg
 from app.booking.gate.admission import parse_answers
 from app.booking.gate.errors import NotInForce
 from app.booking.gate.ledger import void_claims
-from app.booking.gate.link import CLAIM, Argument, Links
+from app.booking.gate.link import CLAIM, Argument, Links, ms_of_time
 from app.booking.gate.records import PARKED
 from app.booking.gate.settlement import Settlement
 from app.booking.gate.state import Release
@@ -44,10 +44,8 @@ async def _settle_overdue(
 ) -> None:
     async with links.lend() as link:
         (time,) = await link.commands([["TIME"]])
-        seconds, microseconds = cast("list[bytes]", time)
-        now_ms = int(seconds) * 1000 + int(microseconds) // 1000
         (overdue,) = await link.commands(
-            [["ZRANGE", release.keys.pending, "-inf", now_ms, "BYSCORE", "LIMIT", 0, BATCH_LIMIT]]
+            [["ZRANGE", release.keys.pending, "-inf", ms_of_time(time), "BYSCORE", "LIMIT", 0, BATCH_LIMIT]]
         )
     claim_ids = [UUID(bytes=claim_id) for claim_id in cast("list[bytes]", overdue)]
     if not claim_ids:
