@@ -143,6 +143,7 @@ class Ground:
 
 _CODES: Final[dict[str, Meaning]] = {
     "full": Meaning.FULL,
+    "undecided": Meaning.FULL,
     "sold_out": Meaning.SOLD_OUT,
     "already_booked": Meaning.HELD_ALREADY,
     "claim_void": Meaning.VOID,

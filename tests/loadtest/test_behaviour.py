@@ -161,6 +161,7 @@ def test_children_are_of_the_age_that_was_drawn() -> None:
         (FULL, Meaning.FULL),
         (Reply(409, "full", final=True), Meaning.SOLD_OUT),
         (SOLD_OUT, Meaning.SOLD_OUT),
+        (Reply(409, "undecided"), Meaning.FULL),
         (Reply(409, "already_booked"), Meaning.HELD_ALREADY),
         (Reply(409, "limit_reached"), Meaning.BARRED),
         (Reply(409, "time_clash"), Meaning.CLASH),

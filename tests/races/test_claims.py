@@ -120,7 +120,9 @@ async def test_limits_hold_against_taps_on_every_pool_at_once(
         )
     )
     told = words(answers)
-    assert told == {"confirmed": 3, "limit_reached": 9}
+    # Who asked while the three were on their way to PostgreSQL hears nothing final.
+    assert told["confirmed"] == 3
+    assert told["limit_reached"] + told["undecided"] == 9
     rows = await db.fetch("SELECT count(*) FROM booking WHERE person_id = ANY ($1) GROUP BY person_id", phone.people)
     assert sorted(row["count"] for row in rows) == [1, 2]
     await assert_agrees(db, redis, made)

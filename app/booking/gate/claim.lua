@@ -17,13 +17,14 @@
 --       5 ids (16 bytes each) of claims that are in PostgreSQL by now
 --       6 claims, one after another: see CLAIM, then the people (16 bytes each), then the choices (ordinals, I2 each)
 --
--- Answers one string: "C" no state, "I" other server, "S" other epoch; or
+-- Answers one string: "C" no state, or one that is being made anew, "I" other server, "S" other epoch; or
 --   "O" now_ms (I8), then for each claim a code (one letter), the length of what follows (I2), and that:
 --   T taken, W waiting, K known, P known and pending: the packed claim
 --   M the id was used for another request         X the pass has expired
 --   N not open yet: opens for these people at (I8) Z closed
 --   B a person is booked there: the holding claim's id, the person, ordinal (I2), place (I4), packed claim
 --   L limit reached: "p" and the person, or "a"   F full, for now   G full, finally
+--   U it would be B or L, but for claims of which PostgreSQL may still know nothing
 
 -- id, fingerprint, account, when the pass expires (ms), own delay (ms), together and waitlist as bits, people, choices
 local CLAIM = '<c16c8c16I8I4BBB'
@@ -39,7 +40,8 @@ local pack, unpack_struct = struct.pack, struct.unpack
 
 local meta = redis.call('HMGET', KEYS[1], 'epoch', 'identity', 'opens_ms', 'closes_ms', 'person_limit',
     'account_limit', 'seq', 'version')
-if not meta[1] then return 'C' end
+-- Without an identity it is being made anew, and nobody may be told anything by it.
+if not (meta[1] and meta[2]) then return 'C' end
 if meta[2] ~= ARGV[1] then return 'I' end
 if meta[1] ~= ARGV[2] then return 'S' end
 
@@ -128,6 +130,9 @@ read_all(KEYS[5], accounts, count_of, 0)
 local pending_now = {}
 local new_claims, changed_people, changed_accounts = {}, {}, {}
 
+local function is_pending(id) return pending_now[id] or redis.call('ZSCORE', KEYS[6], id) end
+local function any_pending() return next(pending_now) ~= nil or redis.call('ZCARD', KEYS[6]) > 0 end
+
 local function booked_in(person, ordinal)
     local booked = booked_of[person]
     for at = 1, #booked, BOOKED_BYTES do
@@ -148,13 +153,18 @@ local function take(ordinal)
 end
 
 -- Books nothing: finds for these people the first pool in order of preference that has room for all of them.
--- Returns an ordinal; nil where no pool has room; nil, 'B' and the booking where one of them is booked there already.
+-- Returns an ordinal; nil where no pool has room; nil, 'B' and the booking where one of them is booked there already;
+-- nil and 'U' where that booking is not settled yet.
 local function first_fit(people, choices)
     for _, ordinal in ipairs(choices) do
         local pool = pools[ordinal]
         for _, person in ipairs(people) do
             local place, holder = booked_in(person, ordinal)
-            if place then return nil, 'B', holder .. person .. pack('<I2I4', ordinal, place) end
+            if place then
+                -- Told as a yes, it would be one that PostgreSQL may never hold.
+                if is_pending(holder) then return nil, 'U', '' end
+                return nil, 'B', holder .. person .. pack('<I2I4', ordinal, place)
+            end
         end
         -- Nobody new passes those who wait.
         if pool and pool.open == 1 and pool.waiting == 0 and pool.free >= #people then return ordinal end
@@ -162,11 +172,27 @@ local function first_fit(people, choices)
     return nil
 end
 
+local function has_pending(person)
+    local booked = booked_of[person]
+    for at = 1, #booked, BOOKED_BYTES do
+        if is_pending(booked:sub(at + 6, at + BOOKED_BYTES - 1)) then return true end
+    end
+    return false
+end
+
+-- Returns nothing within the limits; otherwise 'L' and whose limit it is, or 'U' where it may not be reached after all.
 local function limit_hit(people, account, more)
     for _, person in ipairs(people) do
-        if #booked_of[person] / BOOKED_BYTES + 1 > person_limit then return 'p' .. person end
+        if #booked_of[person] / BOOKED_BYTES + 1 > person_limit then
+            if has_pending(person) then return 'U', '' end
+            return 'L', 'p' .. person
+        end
     end
-    if count_of[account] + more > account_limit then return 'a' end
+    if count_of[account] + more > account_limit then
+        -- Which claims are the account's is not kept here: any that is pending may be one of them.
+        if any_pending() then return 'U', '' end
+        return 'L', 'a'
+    end
 end
 
 -- Finds the pool in which this person may wait: the first choice whose waiting list has room.
@@ -179,10 +205,12 @@ local function waiting_room(choices)
 end
 
 -- "Sold out" is final only when nothing can come back by itself: no free place, no claim between Redis and PostgreSQL.
-local function is_final(choices)
-    for _, ordinal in ipairs(choices) do
+-- For those who would wait, a place in the queue comes back as well, when a waiter's claim turns out to be void.
+local function is_final(claim)
+    for _, ordinal in ipairs(claim.choices) do
         local pool = pools[ordinal]
-        if pool and pool.open == 1 and (pool.pending > 0 or (pool.free > 0 and pool.waiting == 0)) then
+        if pool and pool.open == 1 and (pool.pending > 0 or pool.free > 0
+            or (claim.waitlist and pool.waiting > 0 and any_pending())) then
             return false
         end
     end
@@ -193,9 +221,9 @@ end
 -- Returns nothing then; otherwise why not (a code of the answer) and its detail.
 local function place_group(claim, group, entries)
     local ordinal, why, detail = first_fit(group, claim.choices)
-    if why == 'B' then return why, detail end
-    local hit = limit_hit(group, claim.account, #group)
-    if hit then return 'L', hit end
+    if why then return why, detail end
+    why, detail = limit_hit(group, claim.account, #group)
+    if why then return why, detail end
     local waits = false
     if not ordinal and claim.waitlist and #group == 1 then
         ordinal = waiting_room(claim.choices)
@@ -229,7 +257,7 @@ local function answered_already(claim)
     local known = record_of[claim.id]
     if known then
         if known:sub(5, 12) ~= claim.fingerprint then return 'M', '' end
-        if pending_now[claim.id] or redis.call('ZSCORE', KEYS[6], claim.id) then return 'P', known end
+        if is_pending(claim.id) then return 'P', known end
         return 'K', known
     end
     if now_ms >= claim.expires_ms then return 'X', '' end
@@ -246,11 +274,11 @@ local function judge(claim)
     if claim.together then groups[1] = claim.people else
         for i, person in ipairs(claim.people) do groups[i] = {person} end
     end
-    -- What is told is the first refusal that is not "full", if there is one.
+    -- What is told is that something is undecided, or else the first refusal that is not "full", if there is one.
     local entries, refusal, detail = {someone_placed = false}, nil, nil
     for _, group in ipairs(groups) do
         local why, more = place_group(claim, group, entries)
-        if why and (refusal == nil or refusal == 'F') then refusal, detail = why, more end
+        if why and (refusal == nil or refusal == 'F' or why == 'U') then refusal, detail = why, more end
     end
 
     if #entries > 0 then
@@ -263,7 +291,7 @@ local function judge(claim)
         local holder = detail:sub(1, 16)
         return 'B', detail .. (record_of[holder] or redis.call('HGET', KEYS[3], holder) or '')
     end
-    if refusal == 'F' and is_final(claim.choices) then return 'G', '' end
+    if refusal == 'F' and is_final(claim) then return 'G', '' end
     return refusal, detail
 end
 

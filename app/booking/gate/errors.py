@@ -82,6 +82,15 @@ class AlreadyBooked(Problem):
     advice_en = "Show the booking in `booking`."
 
 
+class Undecided(Problem):
+    code = "undecided"
+    status = 409
+    title_en = "Another claim for these people or this account is being decided"
+    title_zh = "您的另一个报名正在处理中，请稍候"
+    retryable = True
+    advice_en = "Not final: wait retry_after_ms, then send the same claim with the same id."
+
+
 class LimitReached(Problem):
     code = "limit_reached"
     status = 409
@@ -165,6 +174,7 @@ CLAIM_PROBLEMS: tuple[type[Problem], ...] = (
     Full,
     SoldOut,
     AlreadyBooked,
+    Undecided,
     LimitReached,
     TimeClash,
     ClaimVoid,

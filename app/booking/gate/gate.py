@@ -14,6 +14,7 @@ from app.booking.gate import errors
 from app.booking.gate.admission import Order
 from app.booking.gate.ledger import Verdict, Winner
 from app.booking.gate.link import Links, ms_of_time
+from app.booking.gate.rebuild import suspend
 from app.booking.gate.records import ClaimRecord, PoolCounts
 from app.booking.gate.refusals import refusal_of
 from app.booking.gate.retirement import retire, states_in_redis
@@ -226,10 +227,11 @@ class Gate:
         keys = room.release.keys
         try:
             async with self._links.lend() as link:
-                epoch, version, pools, time = await link.commands(
+                epoch, version, in_force, pools, time = await link.commands(
                     [
                         ["HGET", keys.meta, "epoch"],
                         ["HGET", keys.meta, "version"],
+                        ["HEXISTS", keys.meta, "identity"],
                         ["HGETALL", keys.pools],
                         ["TIME"],
                     ]
@@ -237,7 +239,8 @@ class Gate:
                 identity = link.identity
         except (RedisError, OSError):
             raise errors.GateUnreachable(retry_after_ms=jittered_ms(REBUILD_RETRY_MS)) from None
-        if epoch is None or int(cast("bytes", epoch)) != room.release.epoch or identity != room.release.identity:
+        same_epoch = epoch is not None and int(cast("bytes", epoch)) == room.release.epoch
+        if not (same_epoch and in_force and identity == room.release.identity):
             self._rooms.leave(room)
             raise rebuilding_again()
         packed = cast("dict[bytes, bytes]", pools)
@@ -269,6 +272,17 @@ class Gate:
             "pending": pending,
             "waiting": sum(c.waiting for c in counts),
         }
+
+    async def suspend(self, release_id: UUID) -> None:
+        """Let nobody be judged by a release's state until it is made anew (see `rebuild.suspend`).
+
+        Raises `GateUnreachable`.
+        """
+        try:
+            async with self._links.lend() as link:
+                await suspend(link, release_id)
+        except (RedisError, OSError):
+            raise errors.GateUnreachable(retry_after_ms=jittered_ms(REBUILD_RETRY_MS)) from None
 
     async def rebuild(self, release_id: UUID) -> None:
         """Rebuild a release's state, whatever stands there now. Raises `NotFound`, and the drivers' errors."""

@@ -88,13 +88,21 @@ class Because(NamedTuple):
 async def read_release(link: Link, release_id: UUID) -> Release | None:
     """Return the release as Redis has it, or None where there is no state that this server may use."""
     meta = await _read_meta(link, release_id)
-    if meta and meta[b"identity"].decode() != link.identity:
+    if meta.get(b"identity") not in {None, link.identity.encode()}:
         # The server may have a new replication id since this connection was made: look again who it is.
         await link.drop()
         meta = await _read_meta(link, release_id)
-    if not meta or meta[b"identity"].decode() != link.identity:
-        return None
-    return Release.from_meta(meta)
+    return Release.from_meta(meta) if meta.get(b"identity") == link.identity.encode() else None
+
+
+async def suspend(link: Link, release_id: UUID) -> None:
+    """Let nobody be judged by a release's state any more, until it is made anew; its epoch stays known.
+
+    To be called with the release's lock held alone, before the commit that makes the state a thing of the past: in
+    between it would go on telling "sold out" of places that PostgreSQL has. If that commit never comes, whoever asks
+    next has the state made anew.
+    """
+    await link.commands([["HDEL", meta_key(release_id), "identity"]])
 
 
 async def _read_meta(link: Link, release_id: UUID) -> dict[bytes, bytes]:
@@ -129,7 +137,6 @@ async def rebuild(
             link = await stack.enter_async_context(links.lend())
             loader = await _read_and_load(connection, link, release_id)
         (before,) = await link.commands([["HGET", meta_key(release_id), "epoch"]])
-        # From here on no claim of the old epoch can be committed; now nobody may be admitted under it either.
         keys: list[str] = [meta_key(release_id), *sorted(loader.loaded)]
         setup = loader.setup
         arguments: list[Argument] = [link.identity, setup.epoch, loader.identity, *loader.meta()]
@@ -158,6 +165,7 @@ async def _read_and_load(connection: "asyncpg.pool.PoolConnectionProxy", link: L
     row = await connection.fetchrow(_RELEASE, release_id)
     if row is None or row["state"] != "published":
         raise NotFound
+    await suspend(link, release_id)
     await connection.fetchval(_HAND_OUT, release_id)
     epoch = await connection.fetchval(_RAISE_EPOCH, release_id, link.identity)
     await connection.execute(_ALL_SETTLED, release_id)

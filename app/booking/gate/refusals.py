@@ -13,7 +13,7 @@ from app.booking.gate.wire import booking_view
 from app.core.clock import from_ms, iso
 from app.core.problems import IdempotencyMismatch, Problem, jittered_ms
 
-_FULL_RETRY_MS: Final = 300
+_NOT_FINAL_RETRY_MS: Final = 300
 
 
 def refusal_of(release: Release, answer: ScriptAnswer) -> Problem:
@@ -24,8 +24,9 @@ def refusal_of(release: Release, answer: ScriptAnswer) -> Problem:
     match answer.code:
         case "G":
             return errors.SoldOut(extra={"final": True})
-        case "F":
-            return errors.Full(retry_after_ms=jittered_ms(_FULL_RETRY_MS), extra={"final": False})
+        case "F" | "U":
+            not_yet = errors.Full if answer.code == "F" else errors.Undecided
+            return not_yet(retry_after_ms=jittered_ms(_NOT_FINAL_RETRY_MS), extra={"final": False})
         case "N":
             opens_ms = int.from_bytes(answer.detail, "little")
             return errors.NotOpenYet(

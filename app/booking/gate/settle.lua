@@ -19,7 +19,7 @@ local CONFIRMED, WAITING = 1, 2
 local pack, unpack_struct = struct.pack, struct.unpack
 
 local meta = redis.call('HMGET', KEYS[1], 'epoch', 'identity', 'version')
-if not meta[1] then return 'C' end
+if not (meta[1] and meta[2]) then return 'C' end
 if meta[2] ~= ARGV[1] then return 'I' end
 if meta[1] ~= ARGV[2] then return 'S' end
 local time = redis.call('TIME')

@@ -35,13 +35,17 @@ class BookingView(msgspec.Struct, omit_defaults=True):
     pool: UUID
     status: StatusWord
     place_no: int | None = None
-    position: int | None = None
+    position: Annotated[
+        int | None,
+        Meta(description="When it joined the list; `GET` with `Authorization: Bearer` tells the present one."),
+    ] = None
 
 
 class ClaimView(msgspec.Struct):
     """A decided claim: in the database, and the same at every asking until it is given back."""
 
     claim: UUID
+    release: UUID
     state: ClaimState
     seq: Annotated[int, Meta(description="The claim's number among those that got something in this release.")]
     bookings: list[BookingView]
@@ -86,7 +90,8 @@ def booking_view(release: Release, record: ClaimRecord, entry: Entry) -> Booking
         person=UUID(bytes=entry.person),
         pool=release.pool_ids[entry.ordinal],
         status=entry.status.word,
-        place_no=None if waits else entry.number,
+        # 0 stands for a place that was never had, or is gone by now.
+        place_no=None if waits else entry.number or None,
         position=entry.number if waits else None,
     )
 
@@ -95,6 +100,7 @@ def claim_view(release: Release, record: ClaimRecord) -> ClaimView:
     """Return a decided claim as the API shows it."""
     return ClaimView(
         claim=record.claim_id,
+        release=release.release_id,
         state=record.state,
         seq=record.seq,
         bookings=[booking_view(release, record, entry) for entry in record.entries],

@@ -7,6 +7,7 @@ from uuid import UUID
 from fastapi import Depends, Path, Query, Request, Response
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from app.booking.gate.errors import GateUnreachable
 from app.booking.releases import service
 from app.booking.releases.catalogue import Catalogue
 from app.booking.releases.errors import CapacityBelowHeld, ReleaseFrozen, ReleaseNotPublishable
@@ -141,7 +142,7 @@ async def read_release(
 @router.put(
     "/v1/releases/{release_id}",
     summary="Change a release",
-    responses=problems(Forbidden, NotFound, ReleaseFrozen, ValidationFailed),
+    responses=problems(Forbidden, NotFound, ReleaseFrozen, ValidationFailed, GateUnreachable),
 )
 async def change_release(
     release_id: ReleaseId,
@@ -240,7 +241,7 @@ async def list_changes(
     "/v1/pools/{pool_id}/capacity",
     tags=["releases"],
     summary="Raise or lower a capacity",
-    responses=problems(Forbidden, NotFound, CapacityBelowHeld, ValidationFailed),
+    responses=problems(Forbidden, NotFound, CapacityBelowHeld, ValidationFailed, GateUnreachable),
 )
 async def set_capacity(
     pool_id: PoolId, body: CapacityChange, caller: Caller, db: Tx, catalogue: FromCatalogue, gate: AtTheGate

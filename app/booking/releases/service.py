@@ -66,6 +66,10 @@ _MOVABLE: Final = frozenset({"title", "opens_at", "closes_at"})
 class GateDoor(Protocol):
     """What staff's work needs of the gate."""
 
+    async def suspend(self, release_id: UUID) -> None:
+        """Let nobody be judged by the state of a release until it is built anew. Raises `GateUnreachable`."""
+        ...
+
     async def rebuild(self, release_id: UUID) -> None:
         """Build the gate's state of a published release anew from PostgreSQL."""
         ...
@@ -238,7 +242,7 @@ async def change_release(
             db, release_id=release_id, pool_id=None, changed_by=account_id, reason=reason, changes=told
         )
     if release.state == "published":
-        _rebuild_after_commit(db, release_id, gate)
+        await _make_anew(db, release_id, gate)
     log.info("release_changed", release=str(release_id), fields=sorted(changes), reason=reason, by=str(account_id))
     return await _present(db, release_id)
 
@@ -282,7 +286,7 @@ async def set_capacity(
     # Raises the epoch: a claim that was admitted to a place which is gone now is judged anew.
     await queries.change_release(db, release_id=facts.release_id, values={})
     if facts.release_state == "published":
-        _rebuild_after_commit(db, facts.release_id, gate)
+        await _make_anew(db, facts.release_id, gate)
     log.info(
         "capacity_changed",
         pool=str(pool_id),
@@ -384,6 +388,12 @@ def _published(record: PoolRecord) -> PublishedPool:
 
 def _as_json(value: object) -> object:
     return iso(value) if isinstance(value, datetime) else value
+
+
+async def _make_anew(db: AsyncSession, release_id: UUID, gate: GateDoor) -> None:
+    """Have the gate's state made anew after the commit; from now until then nobody hears what will not be true."""
+    await gate.suspend(release_id)
+    _rebuild_after_commit(db, release_id, gate)
 
 
 def _rebuild_after_commit(db: AsyncSession, release_id: UUID, gate: GateDoor) -> None:

@@ -100,12 +100,14 @@ class Reference:
                 refusals.append(placed)
         if booked:
             return self._admit(order, booked, now_ms)
-        # "Full" says least, so any other reason is told instead.
-        letter, detail = next((refusal for refusal in refusals if refusal[0] != "F"), refusals[0])
+        # "Full" says least, so any other reason is told instead; above all, that nothing is certain yet.
+        undecided = (refusal for refusal in refusals if refusal[0] == "U")
+        certain = (refusal for refusal in refusals if refusal[0] != "F")
+        letter, detail = next(undecided, None) or next(certain, refusals[0])
         if letter == "B":
             return "B", detail + self.claims[detail[:16]].pack()
         if letter == "F":
-            return ("G" if self._nothing_can_come_back(order.choices) else "F"), b""
+            return ("G" if self._nothing_can_come_back(order) else "F"), b""
         return letter, detail
 
     def _out_of_hours(self, order: Order, now_ms: int) -> tuple[str, bytes] | None:
@@ -127,12 +129,14 @@ class Reference:
     def _place(self, order: Order, group: Sequence[bytes]) -> list[Booked] | tuple[str, bytes]:
         fit = self._first_fit(order.choices, group)
         if isinstance(fit, bytes):
-            return "B", fit
+            return ("U", b"") if fit[:16] in self.pending else ("B", fit)
         for person in group:
-            if len(self.people.get(person, {})) >= self.hours.person_limit:
-                return "L", b"p" + person
+            booked = self.people.get(person, {})
+            if len(booked) >= self.hours.person_limit:
+                unsettled = any(holder in self.pending for _, holder in booked.values())
+                return ("U", b"") if unsettled else ("L", b"p" + person)
         if self.accounts[order.account] + len(group) > self.hours.account_limit:
-            return "L", b"a"
+            return ("U", b"") if self.pending else ("L", b"a")
         if fit is not None:
             return [self._take_lowest(order, person, fit) for person in group]
         if order.waitlist and len(group) == 1:
@@ -175,9 +179,11 @@ class Reference:
         self.people.setdefault(person, {})[ordinal] = (place_no, order.claim_id)
         self.accounts[order.account] += 1
 
-    def _nothing_can_come_back(self, choices: Iterable[int]) -> bool:
-        pools = [self.pools[ordinal] for ordinal in choices]
-        return not any(p.is_open and (p.pending or (p.free and not p.waiting)) for p in pools)
+    def _nothing_can_come_back(self, order: Order) -> bool:
+        pools = [pool for pool in map(self.pools.__getitem__, order.choices) if pool.is_open]
+        if order.waitlist and self.pending and any(pool.waiting for pool in pools):
+            return False
+        return not any(pool.pending or pool.free for pool in pools)
 
     def confirm(self, claim_id: bytes) -> None:
         """Note that a claim is in PostgreSQL."""

@@ -4,6 +4,7 @@ import asyncio
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -59,6 +60,22 @@ async def test_new_places_come_after_the_highest_and_can_be_had(
     await booked(client, late, pool)
     places, held = await places_of(engine, pool)
     assert (places, len(held)) == ([1, 2, 3], 2)
+
+
+async def test_nobody_hears_sold_out_of_new_places_when_the_process_dies_before_the_gate_has_them(
+    client: httpx2.AsyncClient, staff: Headers, new_family: NewFamily, api: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, pool = await one_pool(client, staff, capacity=1, waitlist_limit=0)
+    await booked(client, await new_family(release), pool)
+    late = await new_family(release)
+
+    async def dies(_: object) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as moment:
+        moment.setattr(api.state.gate, "rebuild", dies)
+        assert (await set_capacity(client, staff, pool, 2)).status_code == 200
+    await booked(client, late, pool)
 
 
 async def test_new_places_go_to_those_who_wait_first(
