@@ -35,16 +35,18 @@ _REQUEST_EXAMPLE: Final = {
 _BOOKING_EXAMPLE: Final = {"id": "0197a3c0-1c00-7000-8000-0000000000b1", "person": _PERSON, "pool": _POOL}
 _CONFIRMED_EXAMPLE: Final = {
     "claim": _CLAIM,
+    "release": _RELEASE,
     "state": "confirmed",
     "seq": 17,
-    "bookings": [{**_BOOKING_EXAMPLE, "status": "confirmed", "place_no": 12}],
+    "bookings": [{**_BOOKING_EXAMPLE, "status": "confirmed", "place_no": 12, "position": None}],
     "decided_at": _DECIDED_AT,
 }
 _WAITING_EXAMPLE: Final = {
     "claim": _CLAIM,
+    "release": _RELEASE,
     "state": "waitlisted",
     "seq": 301,
-    "bookings": [{**_BOOKING_EXAMPLE, "status": "waitlisted", "position": 3}],
+    "bookings": [{**_BOOKING_EXAMPLE, "status": "waitlisted", "place_no": None, "position": 3}],
     "decided_at": _DECIDED_AT,
 }
 _PENDING_EXAMPLE: Final = {"claim": _CLAIM, "state": "pending", "retry_after_ms": 500}

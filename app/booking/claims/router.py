@@ -5,13 +5,16 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from fastapi import Request
+from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.booking.claims import service
 from app.booking.claims.errors import TooLateToCancel
 from app.booking.claims.queries import ClaimRow
 from app.booking.claims.schemas import ClaimList, ClaimResponse
+from app.booking.gate.errors import GateUnreachable, PassInvalid, Rebuilding
 from app.booking.gate.gate import Gate
+from app.booking.gate.wire import ClaimView, PendingView
 from app.core.auth import Caller
 from app.core.db import Read, after_commit, repeated_on_deadlock
 from app.core.openapi import problems
@@ -25,6 +28,11 @@ router = ApiRouter(prefix="/v1", tags=["claims"])
 _SIGNED_IN = (NotAuthenticated, TokenExpired)
 
 
+def _ref(kind: type[Struct]) -> dict[str, str]:
+    # The gate describes its own bodies, see `gate_document`.
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
 @router.get("/me/claims", summary="My claims", responses=problems(*_SIGNED_IN))
 async def my_claims(caller: Caller, db: Read, cursor: Cursor = None, limit: Limit = 20) -> ClaimList:
     """List the account's claims, newest first, with the present position of those who wait."""
@@ -36,7 +44,13 @@ async def my_claims(caller: Caller, db: Read, cursor: Cursor = None, limit: Limi
 @router.get(
     "/claims/{claim_id}",
     summary="Did I get it?",
-    responses=problems(*_SIGNED_IN, NotFound),
+    responses={
+        **problems(*_SIGNED_IN, PassInvalid, NotFound, Rebuilding, GateUnreachable),
+        202: {
+            "description": "With a pass: waiting, or not known yet.",
+            "content": {"application/json": {"schema": {"anyOf": [_ref(ClaimView), _ref(PendingView)]}}},
+        },
+    },
     openapi_extra={"security": [{"Bearer": []}, {"Pass": []}]},
 )
 async def read_claim(claim_id: UUID, caller: Caller, db: Read) -> ClaimResponse:

@@ -27,18 +27,21 @@ class ClaimBody(msgspec.Struct, forbid_unknown_fields=True):
     ] = False
 
 
-class BookingView(msgspec.Struct, omit_defaults=True):
+class BookingView(msgspec.Struct):
     """One person's place, or position on a waiting list (from 1)."""
 
     id: UUID
     person: UUID
     pool: UUID
     status: StatusWord
-    place_no: int | None = None
+    place_no: Annotated[int | None, Meta(description="Null for a waiter, and where no place was ever had.")]
     position: Annotated[
         int | None,
-        Meta(description="When it joined the list; `GET` with `Authorization: Bearer` tells the present one."),
-    ] = None
+        Meta(
+            description="On the waiting list, when it joined; `GET` with `Authorization: Bearer` tells the present one."
+            " Null for everybody else."
+        ),
+    ]
 
 
 class ClaimView(msgspec.Struct):

@@ -1,15 +1,18 @@
 """Nothing final is said on the strength of a claim that PostgreSQL may still refuse."""
 
+from uuid import UUID
+
 import asyncpg
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.booking.gate.desk import Request
 from app.booking.gate.passes import PassSigner
 from tests.booking.gate.agreement import assert_agrees
 from tests.booking.gate.builders import Phone, Worker, held, make_release
 from tests.booking.gate.conftest import OpenWorker
-from tests.booking.gate.steps import admit
+from tests.booking.gate.steps import admit, give_back
 
 pytestmark = pytest.mark.anyio
 
@@ -89,6 +92,21 @@ async def test_a_waiting_list_is_not_full_for_good_while_a_waiter_is_pending(
     await alive.gate.sweep(made.release_id)
     assert (await alive.ask(newcomer)).word == "waitlisted"
     await assert_agrees(db, redis, made)
+
+
+async def test_who_stopped_waiting_has_no_place_and_no_position(
+    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker, signer: PassSigner, engine: AsyncEngine
+) -> None:
+    made = await make_release(db, capacities=(1,), waitlist_limit=1)
+    worker = await open_worker()
+    assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+    phone = Phone.with_pass(signer, made)
+    request = phone.claim(waitlist=True)
+    waiting = await worker.ask(request)
+    assert [(b["place_no"], b["position"]) for b in waiting.body["bookings"]] == [(None, 1)]
+    await worker.gate.settle(made.release_id, await give_back(engine, phone, UUID(waiting.body["claim"])))
+    said = await worker.ask(request)
+    assert [(b["status"], b["place_no"], b["position"]) for b in said.body["bookings"]] == [("cancelled", None, None)]
 
 
 async def test_a_suspended_state_answers_nobody_and_the_next_claim_makes_it_anew(
