@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 # After these nothing is known of the connection: it may be waiting for an answer that never comes.
-_IN_DOUBT = (TimeoutError, OSError, asyncio.CancelledError, asyncpg.InterfaceError)
+_IN_DOUBT = (OSError, asyncio.CancelledError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
 
 
 @asynccontextmanager
@@ -16,15 +16,54 @@ async def borrowed(
 ) -> AsyncGenerator["asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"]:
     """Lend a connection for at most so long, waiting for it included twice at the most.
 
-    A connection that is in doubt is cut: handing it back would wait for the server to confirm a cancellation, and a
+    When the time is up the connection is cut first and the borrower told second: what a borrower still does on its way
+    out (rolling back, giving a lock back) fails at once instead of waiting for a server that is silent. The server
+    hears of the cut, or of the silence (see `line_settings`), and lets go of what the connection held.
+
+    One that is in doubt is cut as well: handing it back would wait for the server to confirm a cancellation, and a
     frozen server confirms nothing. Raises `TimeoutError`, and the driver's errors.
     """
     connection = await database.acquire(timeout=timeout_seconds)
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            yield connection
-    except _IN_DOUBT:
+    loop = asyncio.get_running_loop()
+    limit = asyncio.timeout(None)
+
+    is_cut = False
+
+    def time_is_up() -> None:
+        nonlocal is_cut
+        is_cut = True
         connection.terminate()
+        limit.reschedule(loop.time())
+
+    try:
+        async with limit:
+            alarm = loop.call_later(timeout_seconds, time_is_up)
+            try:
+                yield connection
+            finally:
+                alarm.cancel()
+    except _IN_DOUBT as error:
+        if not is_cut:
+            connection.terminate()
+        elif not isinstance(error, TimeoutError | asyncio.CancelledError):
+            # What the last steps met on the cut connection says less than why it was cut.
+            raise TimeoutError from error
         raise
     finally:
         await database.release(connection)
+
+
+def line_settings(*, silence_ms: int) -> dict[str, str]:
+    """Return the server's settings for connections whose other end may vanish without a word.
+
+    A transaction in which nothing happens for `silence_ms`, or a line on which nothing arrives for about as long, is
+    ended by the server, with the locks that it held: others must not wait for whoever lost the line in a rebuild.
+    """
+    seconds = max(silence_ms // 1_000, 1)
+    return {
+        "idle_in_transaction_session_timeout": str(silence_ms),
+        "tcp_user_timeout": str(silence_ms),
+        "tcp_keepalives_idle": str(seconds),
+        "tcp_keepalives_interval": str(max(seconds // 4, 1)),
+        "tcp_keepalives_count": "4",
+    }

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from app.booking.gate import errors
 from app.booking.gate.admission import Order
+from app.booking.gate.database import line_settings
 from app.booking.gate.ledger import Verdict, Winner
 from app.booking.gate.link import Links, ms_of_time
 from app.booking.gate.rebuild import suspend
@@ -88,6 +89,9 @@ class Gate:
                 # Shorter than our own time-out, so that the server's "certainly not" comes before our "who knows".
                 "lock_timeout": str(settings.commit_timeout_ms * 4 // 5),
                 "jit": "off",
+                # In a rebuild's transaction nothing happens while Redis takes a part of the state: finding a link,
+                # connecting and one command have a time-out each.
+                **line_settings(silence_ms=settings.commit_timeout_ms + 3 * settings.redis_timeout_ms),
             },
         )
         return cls(settings, database, clock)
@@ -99,8 +103,9 @@ class Gate:
                 # What does not get done in time is settled by the sweep, or by the phone's next try.
                 for room in self._rooms.entered():
                     await room.ledger.drained()
-        await self._chores.end()
+        # Cut first: on a silent line a chore that is told to end would wait for the answer to its last words.
         self._database.terminate()
+        await self._chores.end()
         await self._links.close()
 
     async def release(self, release_id: UUID) -> Release:
