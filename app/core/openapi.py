@@ -38,8 +38,8 @@ Times are RFC 3339 with an offset; ids are UUIDs; names are snake_case; unknown 
 
 A refusal is a problem document (RFC 9457) with a stable `code`: [all codes and what to do on each]({ERRORS_URL}).
 
-Every signed-in write takes `Idempotency-Key`; a claim is named by its own id instead. So every request can be sent
-again when its answer was lost.
+Signed-in writes take `Idempotency-Key`. A claim is named by its own id instead, and giving back again changes nothing.
+So every request can be sent again when its answer was lost.
 """
 
 # In the order of a parent's way through the API, then the staff's.

@@ -21,7 +21,7 @@ from app.core.openapi import problems
 from app.core.pages import Cursor, Limit, bad_cursor, page_of, read_cursor, write_cursor
 from app.core.problems import NotAuthenticated, NotFound, TokenExpired
 from app.core.settings import Settings
-from app.core.web.routing import ApiRouter
+from app.core.web.routing import ApiRouter, keeps_no_answer
 
 router = ApiRouter(prefix="/v1", tags=["claims"])
 
@@ -61,6 +61,7 @@ async def read_claim(claim_id: UUID, caller: Caller, db: Read) -> ClaimResponse:
 @router.delete(
     "/claims/{claim_id}", summary="Give a whole claim back", responses=problems(*_SIGNED_IN, NotFound, TooLateToCancel)
 )
+@keeps_no_answer
 async def give_claim_back(claim_id: UUID, caller: Caller, request: Request) -> ClaimResponse:
     """Give every place of a claim back. Whoever waits first gets it in the same instant. Again changes nothing."""
 
@@ -75,6 +76,7 @@ async def give_claim_back(claim_id: UUID, caller: Caller, request: Request) -> C
     summary="Give one person's place back",
     responses=problems(*_SIGNED_IN, NotFound, TooLateToCancel),
 )
+@keeps_no_answer
 async def give_booking_back(booking_id: UUID, caller: Caller, request: Request) -> ClaimResponse:
     """Give one person's place back and keep the others of the claim. Again changes nothing."""
 
@@ -95,6 +97,9 @@ async def _unless_deadlocked(
     Pools are locked in one order, but those who wait in them are not: two families that each give back several places
     can reach the same two waiters in opposite order. And nobody is in two places at once by a constraint, which waits
     for whatever others are writing of the same people, commits of the gate among them; no order rules that out.
+
+    The transaction has to be the only one of its request: whoever held one connection of the pool, for a kept answer,
+    while asking for a second would wait with all others who do the same for connections that none of them gives back.
     """
     state = request.app.state
     settings: Settings = state.settings

@@ -17,7 +17,11 @@ _EndpointT = TypeVar("_EndpointT", bound=Callable[..., Any])
 
 
 def keeps_no_answer(endpoint: _EndpointT) -> _EndpointT:
-    """Mark an operation that stores nothing, or must not be answered twice alike: it takes no `Idempotency-Key`."""
+    """Mark an operation that takes no `Idempotency-Key`.
+
+    It stores nothing, must not be answered twice alike, or changes nothing when it is sent again. One that opens a
+    transaction of its own has to be marked: the record of its key would hold a second connection of the pool.
+    """
     setattr(endpoint, _KEEPS_NO_ANSWER, True)
     return endpoint
 

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from app.core.settings import Settings
-from tests.booking.claims.conftest import MakeFamily
+from tests.booking.claims.conftest import Family, MakeFamily
 from tests.booking.gate.builders import make_release
 
 pytestmark = pytest.mark.anyio
@@ -90,6 +90,31 @@ async def test_giving_back_twice_gives_back_once(
 
     assert {answer.status_code for answer in answers} == {200}
     assert await left(client, made.release_id, settings) == (2, 0)
+
+
+async def test_more_families_give_back_with_keys_at_once_than_there_are_connections(
+    db: "Db", make_family: MakeFamily, settings: Settings
+) -> None:
+    crowd = settings.database_pool_size + 2
+    made = await make_release(db, capacities=(crowd,))
+    families = [await make_family(f"keyed{number}", made) for number in range(crowd)]
+    claims = [(await family.grab()).json() for family in families]
+    # Half of them give the claim back, half the one booking in it.
+    paths = [
+        f"/v1/claims/{claim['claim']}" if number % 2 else f"/v1/bookings/{claim['bookings'][0]['id']}"
+        for number, claim in enumerate(claims)
+    ]
+
+    async def give_back_with_key(family: Family, path: str) -> httpx2.Response:
+        return await family.client.delete(path, headers=family.headers | {"Idempotency-Key": path})
+
+    pairs = list(zip(families, paths, strict=True))
+    first = await asyncio.gather(*(give_back_with_key(*pair) for pair in pairs))
+    again = await asyncio.gather(*(give_back_with_key(*pair) for pair in pairs))
+
+    assert [answer.status_code for answer in first + again] == [200] * 2 * crowd
+    assert {answer.json()["state"] for answer in first + again} == {"cancelled"}
+    assert not await db.fetchval("SELECT count(*) FROM idempotency_record")
 
 
 async def test_one_sibling_gives_back_and_the_other_stays(
