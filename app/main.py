@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from app.api import include_routers
+from app.booking.claims.erasure import giving_up_places
 from app.booking.gate.asgi import GateInFront
 from app.booking.gate.desk import Desk
 from app.booking.gate.gate import Gate
@@ -113,6 +114,7 @@ async def _open(api: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     gate = await Gate.open(settings, clock)
     stack.push_async_callback(gate.close)
     api.state.gate = gate
+    api.state.when_erased = giving_up_places(gate)
     api.state.pass_signer = PassSigner(settings.pass_key.get_secret_value())
     api.state.desk = Desk(gate, api.state.pass_signer)
     stack.callback(delattr, api.state, "desk")

@@ -206,7 +206,8 @@ class Settings(BaseSettings):
         default=48,
         ge=1,
         le=336,
-        description="Hours a pass is good for: how long a withdrawn consent or a blocked account can still book.",
+        description="Hours a pass is good for: how long a withdrawn consent, a removed child or a "
+        "blocked account can still book.",
     )
     people_per_claim_limit: int = Field(
         default=5,

@@ -2,6 +2,8 @@
 
 from uuid import UUID
 
+from fastapi import Request
+
 from app.accounts.errors import (
     AccountBlocked,
     AlreadyGuardian,
@@ -105,9 +107,14 @@ async def change_person(
 
 
 @router.delete("/people/{person_id}", summary="Remove a person", status_code=204, responses=problems(NotFound))
-async def leave_person(person_id: UUID, caller: Caller, db: Tx, now: Now) -> None:
-    """End the caller's guardianship. When the last guardian leaves, the person is erased; counts stay, anonymous."""
-    await service.leave_person(db, account_id=caller.account_id, person_id=person_id, now=now)
+async def leave_person(person_id: UUID, caller: Caller, request: Request, db: Tx, now: Now) -> None:
+    """End the caller's guardianship. When the last guardian leaves, the person is erased; counts stay, anonymous.
+
+    With the person go their places in sessions that have not begun, however soon they begin: each passes to whoever
+    waits first.
+    """
+    when_erased: service.WhenErased = request.app.state.when_erased
+    await service.leave_person(db, account_id=caller.account_id, person_id=person_id, now=now, when_erased=when_erased)
 
 
 @router.put(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Final, assert_never
+from typing import Final, Protocol, assert_never
 from uuid import UUID
 
 import structlog
@@ -82,6 +82,15 @@ class OpenInvitation:
 
     token: str
     expires_at: datetime
+
+
+class WhenErased(Protocol):
+    """What a feature above does about a person who is being erased, in the same transaction.
+
+    Accounts know no bookings, so `main` hands this down. What it raises keeps the person from being erased.
+    """
+
+    async def __call__(self, db: AsyncSession, *, person_id: UUID, now: datetime) -> None: ...
 
 
 async def register_person(
@@ -185,13 +194,17 @@ async def change_consent(
     return await read_person(db, account_id=account_id, person_id=person_id, settings=settings)
 
 
-async def leave_person(db: AsyncSession, *, account_id: UUID, person_id: UUID, now: datetime) -> None:
+async def leave_person(
+    db: AsyncSession, *, account_id: UUID, person_id: UUID, now: datetime, when_erased: WhenErased
+) -> None:
     """End this account's guardianship; the last guardian's leaving erases the person and keeps the anonymous row.
 
-    Raises `NotFound`.
+    Raises `NotFound`, and what `when_erased` raises.
     """
     await _lock_own_person(db, account_id, person_id)
     erased = await queries.leave_person(db, account_id=account_id, person_id=person_id, now=now)
+    if erased:
+        await when_erased(db, person_id=person_id, now=now)
     log.info("guardian_left", person=str(person_id), erased=erased)
 
 

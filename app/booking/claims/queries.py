@@ -146,6 +146,21 @@ async def lock_claim(db: AsyncSession, *, claim_id: UUID, account_id: UUID) -> L
     return None if row is None else LockedClaim(row.id, row.release_id)
 
 
+async def claims_to_come(db: AsyncSession, *, person_id: UUID, now: datetime) -> list[tuple[UUID, UUID]]:
+    """Return the claims, and whose they are, in which a person has a live booking of a session that has not begun.
+
+    In the order of their releases and ids: whoever locks several takes them in one order.
+    """
+    rows = await db.execute(
+        select(Claim.id, Claim.account_id)
+        .join(Booking, Booking.claim_id == Claim.id)
+        .where(Booking.person_id == person_id, Booking.status.in_(LIVE_WORDS), func.lower(Booking.during) > now)
+        .group_by(Claim.id)
+        .order_by(Claim.release_id, Claim.id)
+    )
+    return [(row.id, row.account_id) for row in rows]
+
+
 async def cancel_bookings(
     db: AsyncSession, *, claim_id: UUID, booking_ids: Sequence[UUID], now: datetime
 ) -> list[tuple[UUID, int | None]]:

@@ -1,5 +1,6 @@
 """The rules of looking up and giving back."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -64,8 +65,37 @@ async def give_back(
         return claim, []
     for booking in wanted:
         _check_deadline(booking, now=now, notice=notice)
+    changed = await _give_up(db, claim_id, wanted, now=now)
+    return await own_claim(db, claim_id=claim_id, account_id=account_id), changed
+
+
+async def give_up_places(db: AsyncSession, *, person_id: UUID, now: datetime) -> dict[UUID, list[UUID]]:
+    """Give back what a person holds, or waits for, of every session that has not begun; whoever claimed it.
+
+    For somebody who is erased: no notice is asked, since nobody is left who could come or could give the place back
+    later. What has begun stays as it is, for the counts. Returns the claims that changed by their releases.
+    """
+    changed: dict[UUID, list[UUID]] = {}
+    for claim_id, account_id in await queries.claims_to_come(db, person_id=person_id, now=now):
+        locked = await queries.lock_claim(db, claim_id=claim_id, account_id=account_id)
+        claim = await queries.claim_by_id(db, claim_id=claim_id)
+        if locked is None or claim is None:
+            continue
+        # Read again under the lock: meanwhile a waiter may have got a place, or may have left.
+        wanted = [
+            booking
+            for booking in claim.bookings
+            if booking.person_id == person_id and booking.status in LIVE_WORDS and booking.starts_at > now
+        ]
+        if wanted:
+            changed.setdefault(claim.release_id, []).extend(await _give_up(db, claim_id, wanted, now=now))
+    return changed
+
+
+async def _give_up(db: AsyncSession, claim_id: UUID, bookings: Sequence[BookingRow], *, now: datetime) -> list[UUID]:
+    """Cancel bookings of a locked claim, hand their places over, and return every claim that changed."""
     freed = await queries.cancel_bookings(
-        db, claim_id=claim_id, booking_ids=[booking.id for booking in wanted], now=now
+        db, claim_id=claim_id, booking_ids=[booking.id for booking in bookings], now=now
     )
     await queries.claim_changed(db, claim_id=claim_id)
     changed = [claim_id]
@@ -74,7 +104,7 @@ async def give_back(
         receiver = await queries.hand_over(db, pool_id=pool_id, place_no=place_no)
         if receiver is not None:
             changed.append(receiver)
-    return await own_claim(db, claim_id=claim_id, account_id=account_id), changed
+    return changed
 
 
 def _check_deadline(booking: BookingRow, *, now: datetime, notice: timedelta) -> None:
