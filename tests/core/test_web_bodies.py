@@ -4,6 +4,8 @@ from typing import Any
 
 import httpx2
 import pytest
+import structlog
+from starlette.types import ASGIApp, Message
 
 pytestmark = pytest.mark.anyio
 
@@ -168,3 +170,37 @@ async def test_a_body_of_exactly_the_limit_is_read(probed: httpx2.AsyncClient) -
 async def test_a_wrong_query_is_named(probed: httpx2.AsyncClient, query: str, code: str) -> None:
     document = problem_of(await probed.get(f"/probe/numbers?{query}"), 422, "validation_failed")
     assert [(error["field"], error["code"]) for error in document["errors"]] == [("limit", code)]
+
+
+async def test_a_phone_that_hangs_up_in_the_middle_of_a_body_is_neither_answered_nor_a_failure_of_ours(
+    app: ASGIApp,
+) -> None:
+    pieces: list[Message] = [
+        {"type": "http.request", "body": b'{"code"', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return pieces.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/auth/wechat",
+        "raw_path": b"/v1/auth/wechat",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"content-length", b"50")],
+        "client": ("127.0.0.1", 1),
+        "server": ("clocktower.test", 80),
+    }
+    with structlog.testing.capture_logs() as written:
+        await app(scope, receive, send)
+    assert sent == []
+    assert [(line["event"], line["status"]) for line in written] == [("request", 499)]

@@ -12,6 +12,7 @@ from typing import Final, cast
 import structlog
 from fastapi.routing import iter_route_contexts
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.logs import trace_of
@@ -47,6 +48,9 @@ class Edge:
         try:
             self._refuse_announced_size(scope)
             await self._app(scope, self._bounded(receive), answer.send)
+        except ClientDisconnect:
+            # Nobody is there to be answered, and nothing of ours failed: phones lose their network all the time.
+            pass
         except Exception as error:  # noqa: BLE001 - the last resort: nothing may leave here but an answer
             if is_ours_to_mend(error):
                 _log_failure(error, scope, request_id)
