@@ -139,6 +139,14 @@ class MalformedHttp(Problem):
     advice_en = "Mend the client: an unknown method, a wrong Content-Length, or a line that is too long."
 
 
+class HeadTooLarge(Problem):
+    code = "head_too_large"
+    status = 431
+    title_en = "The address and the headers are too long"
+    title_zh = "请求头过大"
+    advice_en = "Send fewer or shorter headers: together with the address they may have 64 KiB."
+
+
 class MalformedJson(Problem):
     code = "malformed_json"
     status = 400

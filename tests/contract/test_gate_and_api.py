@@ -203,3 +203,9 @@ async def test_a_request_id_that_is_no_token_is_replaced_alike(both: Both, given
         assert answer.headers["x-request-id"] != given
         assert len(answer.headers["x-request-id"]) == 24
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+async def test_a_body_announced_too_large_is_refused_before_it_is_sent(both: Both) -> None:
+    gate, api = await both.send("{}", headers={"content-length": "9999999", "expect": "100-continue"})
+    assert (gate.status_code, api.status_code) == (413, 413)
+    assert gate.json()["code"] == api.json()["code"] == "body_too_large"

@@ -1,4 +1,4 @@
-"""What is no HTTP at all is told as a problem, over a real socket."""
+"""What is no HTTP at all, or has no end, is told as a problem, over a real socket."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from app.core.web.protocol import ProblemProtocol
+from app.core.web.protocol import HEAD_LIMIT_BYTES, ProblemProtocol
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +26,12 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
         (b"FOO / HTTP/1.1\r\nhost: x\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: abc\r\n\r\n", 400),
         (b"\x00\x01\x02\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\na: " + b"a" * 8_000 + b"\r\n\r\n", 200),
+        # One byte too many: nothing is left unread, so the answer arrives before the end of the connection.
+        ((b"GET / HTTP/1.1\r\nhost: x\r\na: " + b"a" * HEAD_LIMIT_BYTES)[: HEAD_LIMIT_BYTES + 1], 431),
+        ((b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: a\r\n" * HEAD_LIMIT_BYTES)[: HEAD_LIMIT_BYTES + 1], 431),
     ],
+    ids=["sound", "unknown method", "wrong length", "noise", "long head", "endless header", "endless headers"],
 )
 async def test_what_cannot_be_read_is_a_problem_and_what_can_is_served(sent: bytes, status: int) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
@@ -47,4 +52,4 @@ async def test_what_cannot_be_read_is_a_problem_and_what_can_is_served(sent: byt
     assert head.startswith(f"HTTP/1.1 {status} ".encode())
     if status != 200:
         assert b"content-type: application/problem+json" in head
-        assert json.loads(body)["code"] == "malformed_http"
+        assert json.loads(body)["code"] == ("head_too_large" if status == 431 else "malformed_http")

@@ -6,7 +6,7 @@ from typing import Any, Final
 from app.booking.gate.desk import Desk, Request
 from app.core.problems import BodyTooLarge
 from app.core.web.documents import Answer, problem_answer
-from app.core.web.headers import REQUEST_ID_HEADER, request_id_for, with_common_headers
+from app.core.web.headers import REQUEST_ID_HEADER, announced_bytes, request_id_for, with_common_headers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -15,6 +15,8 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _REQUEST_ID_NAME: Final = REQUEST_ID_HEADER.lower()
+# What comes with these means nothing (RFC 9110, section 9.3.1), so nobody waits for it.
+_BODILESS_METHODS: Final = frozenset({"GET", "HEAD"})
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
 
 
@@ -40,11 +42,15 @@ class GateInFront:
         if desk is None or not desk.is_mine(method, path, headers.get("authorization", "")):
             await self.behind(scope, receive, send)
             return
-        body = await _read_body(receive, self._body_limit_bytes)
+        # Known beforehand, so that a phone which waits for a "100 Continue" hears of it instead.
+        is_too_large = announced_bytes(headers.get("content-length")) > self._body_limit_bytes
+        body: bytes | None = b""
+        if not (is_too_large or method in _BODILESS_METHODS):
+            body = await _read_body(receive, self._body_limit_bytes)
         if body is None:
             return
         request_id = request_id_for(headers.get(_REQUEST_ID_NAME))
-        if len(body) > self._body_limit_bytes:
+        if is_too_large or len(body) > self._body_limit_bytes:
             accept_language = headers.get("accept-language")
             answer = problem_answer(BodyTooLarge(), accept_language=accept_language, request_id=request_id)
         else:

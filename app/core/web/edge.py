@@ -19,7 +19,7 @@ from app.core.logs import trace_of
 from app.core.problems import BodyTooLarge
 from app.core.web.answers import REQUEST_ID_STATE, problem_response
 from app.core.web.failures import constraint_of, is_ours_to_mend, problem_for, sqlstate_of
-from app.core.web.headers import REQUEST_ID_HEADER, request_id_for, with_common_headers
+from app.core.web.headers import REQUEST_ID_HEADER, announced_bytes, request_id_for, with_common_headers
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -60,8 +60,7 @@ class Edge:
             _log_request(scope, answer.status or _GONE_STATUS, started_at_ns, request_id)
 
     def _refuse_announced_size(self, scope: Scope) -> None:
-        length = Headers(scope=scope).get("content-length", "")
-        if length.isdecimal() and int(length[:20]) > self._body_limit_bytes:
+        if announced_bytes(Headers(scope=scope).get("content-length")) > self._body_limit_bytes:
             raise BodyTooLarge
 
     def _bounded(self, receive: Receive) -> Receive:

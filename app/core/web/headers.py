@@ -29,6 +29,11 @@ _COMMON: Final = (
 )
 
 
+def announced_bytes(content_length: str | None) -> int:
+    """Return how long a body is that a `Content-Length` announces; 0 where it announces nothing that is a number."""
+    return int(content_length[:20]) if content_length and content_length.isdecimal() else 0
+
+
 def request_id_for(given: str | None) -> str:
     """Return the caller's own id for this request where it is sane (8 to 64 of `A-Za-z0-9._-`), else a new one."""
     if given and _SANE_REQUEST_ID.fullmatch(given):
