@@ -38,7 +38,6 @@ log = structlog.stdlib.get_logger(__name__)
 CODE_LENGTH_MAX: Final = 128
 OPENID_LENGTH_MAX: Final = 128
 ACCESS_TOKEN_LENGTH_MAX: Final = 2048
-ERRMSG_LOGGED_MAX: Final = 200
 # WeChat's answers are below 1 KiB; anything larger is not one.
 ANSWER_BYTES_MAX: Final = 64 * 1024
 # The pause before the first retry; doubled for each further one, and jittered.
@@ -69,8 +68,8 @@ class WeChatIdentity:
 
 
 class _Answer(msgspec.Struct, frozen=True):
+    # WeChat's `errmsg` is not a field here: it is prose, which nobody promises to be free of what was sent.
     errcode: int = 0
-    errmsg: str = ""
 
 
 class _SessionAnswer(_Answer, frozen=True):
@@ -347,7 +346,6 @@ class WeChatClient:
             path=path,
             code=problem.code,
             errcode=answer.errcode,
-            errmsg=answer.errmsg[:ERRMSG_LOGGED_MAX],
             app_id=self._app_id,
         )
         return problem

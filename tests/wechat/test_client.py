@@ -295,6 +295,9 @@ async def test_nothing_secret_is_in_any_log_or_repr(
     assert token not in said
     assert DEMO_APP_SECRET not in said
     assert "mistyped-secret" not in said
+    assert [entry["errcode"] for entry in logs if entry["event"] == "wechat_refused"]
+    # WeChat's own sentences.
+    assert "rid: " not in said
 
 
 async def test_a_message_goes_out_to_who_subscribed(client: WeChatClient, fake: FakeWeChat) -> None:

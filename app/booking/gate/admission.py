@@ -180,7 +180,7 @@ class Admission:
     def _fail(self, batch: list[_Waiting], error: Exception) -> None:
         # One line for the whole batch: nothing on the way to a "no" may log by itself.
         log.warning(
-            "gate_script_failed", release=str(self.release.release_id), claims=len(batch), error=str(error)[:200]
+            "gate_script_failed", release=str(self.release.release_id), claims=len(batch), error=type(error).__name__
         )
         everyone = batch
         if isinstance(error, NotInForce | Contradiction):

@@ -243,7 +243,7 @@ async def change_release(
         )
     if release.state == "published":
         await _make_anew(db, release_id, gate)
-    log.info("release_changed", release=str(release_id), fields=sorted(changes), reason=reason, by=str(account_id))
+    log.info("release_changed", release=str(release_id), fields=sorted(changes), by=str(account_id))
     return await _present(db, release_id)
 
 
@@ -292,7 +292,6 @@ async def set_capacity(
         pool=str(pool_id),
         capacity_before=counts.places,
         capacity=capacity,
-        reason=reason,
         by=str(account_id),
     )
     return await queries.read_pool(db, pool_id=pool_id)

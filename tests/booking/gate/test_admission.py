@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+import structlog
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
@@ -65,8 +66,11 @@ async def test_a_full_queue_sends_newcomers_away_at_once(
         assert (said.status, said.word, said.body["retryable"]) == (503, "busy", True)
         assert said.body["retry_after_ms"] > 0
         relay.swallows = False
-        relay.cut()
-        assert (await first).word == "gate_unreachable"
+        with structlog.testing.capture_logs() as logs:
+            relay.cut()
+            assert (await first).word == "gate_unreachable"
+        # The kind of what broke, and not its text, which may quote a claim.
+        assert [entry["error"] for entry in logs if entry["event"] == "gate_script_failed"] == ["ConnectionError"]
         assert {(await one).word for one in queued} == {"confirmed"}
         seen = await seen_in_redis(redis, made)
         assert len(seen.state.claims) == 4

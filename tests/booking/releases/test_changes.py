@@ -1,5 +1,7 @@
 """What staff change, and why, can be read afterwards."""
 
+import logging
+
 import httpx2
 import pytest
 from sqlalchemy import text
@@ -32,8 +34,9 @@ async def set_capacity(client: httpx2.AsyncClient, staff: Headers, pool: str, ca
 
 
 async def test_a_capacity_and_an_opening_that_moved_tell_who_moved_them_and_why(
-    client: httpx2.AsyncClient, staff: Headers
+    client: httpx2.AsyncClient, staff: Headers, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     release = await published(client, staff, release_body(session_body(capacity=3)))
     pool = release["pools"][0]["id"]
     assert await set_capacity(client, staff, pool, 5, "换到大教室") == 200
@@ -48,6 +51,11 @@ async def test_a_capacity_and_an_opening_that_moved_tell_who_moved_them_and_why(
     assert newest["changes"] == {"closes_at": [release["closes_at"], answer.json()["closes_at"]]}
     assert (oldest["reason"], oldest["pool"], oldest["changed_by"]) == ("换到大教室", pool, me)
     assert oldest["changes"] == {"capacity": [3, 5]}
+    # A reason may name somebody, so it is kept and not logged.
+    assert "capacity_changed" in caplog.text
+    assert "release_changed" in caplog.text
+    assert "换到大教室" not in caplog.text
+    assert "台风" not in caplog.text
 
 
 async def test_what_changed_nothing_or_was_refused_leaves_no_trace(client: httpx2.AsyncClient, staff: Headers) -> None:
