@@ -52,6 +52,9 @@ SENTENCES: Final[Mapping[str, Sentence]] = {
     "in_the_past": Sentence("The time lies in the past.", "不能是过去的时间。"),
     "not_after_opens_at": Sentence("It must be after opens_at.", "须晚于 opens_at。"),
     "not_after_starts_at": Sentence("It must be after starts_at.", "须晚于 starts_at。"),
+    "after_last_session": Sentence(
+        "It must not be after the start of the last session.", "不得晚于最后一场的开始时间。"
+    ),
     "not_before_sessions": Sentence("It must be before every session.", "须早于每一场。"),
     # One feature's own.
     "bad_cursor": Sentence("The cursor is not one that a list gave out.", "翻页游标无效。"),

@@ -47,7 +47,11 @@ class SessionCreation(RequestModel):
 
 
 class ReleaseCreation(RequestModel):
-    """A whole release with its sessions."""
+    """A whole release with its sessions.
+
+    It closes when its last session starts, at the latest. As long as it is open, an earlier session can still be
+    claimed, even one that has begun.
+    """
 
     title: Title
     mode: Literal["grab"] = "grab"

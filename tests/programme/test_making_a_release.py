@@ -149,6 +149,7 @@ BAD: list[tuple[str, Any, str]] = [
         lambda: release_body(opens_at="2026-01-01T00:00:00Z", closes_at="2026-01-01T00:00:00Z"),
         "closes_at",
     ),
+    ("closing after the last session has begun", lambda: release_body(session_body(), closes_in_hours=49), "closes_at"),
     ("closing in the past", lambda: release_body(opens_in_hours=-9, closes_in_hours=-1), "closes_at"),
     ("person limit 0", lambda: release_body(person_limit=0), "person_limit"),
     ("person limit as text", lambda: release_body(person_limit="2"), "person_limit"),

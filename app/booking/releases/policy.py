@@ -1,7 +1,7 @@
 """What a release may be, and what follows from it: pure functions over its description."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum, unique
@@ -97,12 +97,19 @@ def to_the_millisecond(instant: datetime) -> datetime:
     return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
 
 
-def opening_errors(opens_at: datetime, closes_at: datetime, *, now: datetime) -> Iterator[FieldError]:
-    """Yield what is wrong with the times of a release."""
+def opening_errors(
+    opens_at: datetime, closes_at: datetime, starts: Collection[datetime], *, now: datetime
+) -> Iterator[FieldError]:
+    """Yield what is wrong with the times of a release whose sessions start at these.
+
+    It may stay open for a later session while an earlier one goes on, but not when there is none left to come to.
+    """
     if closes_at <= opens_at:
         yield FieldError("closes_at", "not_after_opens_at")
     elif closes_at <= now:
         yield FieldError("closes_at", "in_the_past")
+    elif starts and closes_at > max(starts):
+        yield FieldError("closes_at", "after_last_session")
 
 
 def pool_errors(pools: Iterable[PoolSpec], *, opens_at: datetime, pools_field: str = "pools") -> Iterator[FieldError]:

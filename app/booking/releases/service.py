@@ -115,7 +115,7 @@ async def create_release(
     """
     spec = replace(spec, opens_at=to_the_millisecond(spec.opens_at), closes_at=to_the_millisecond(spec.closes_at))
     errors = [
-        *opening_errors(spec.opens_at, spec.closes_at, now=now),
+        *opening_errors(spec.opens_at, spec.closes_at, [pool.starts_at for pool in spec.pools], now=now),
         *pool_errors(spec.pools, opens_at=spec.opens_at, pools_field=pools_field),
         *total_errors(spec.pools, pools_field=pools_field),
         *await _reference_errors(db, spec.pools, pools_field=pools_field),
@@ -225,10 +225,11 @@ async def change_release(
                 "已发布的放号，修改时须说明原因。",
                 errors=[FieldError("reason", "missing")],
             )
-    errors = list(opening_errors(wanted.opens_at, wanted.closes_at, now=now))
+    starts = [pool.starts_at for pool in record.pools]
+    errors = list(opening_errors(wanted.opens_at, wanted.closes_at, starts, now=now))
     if release.state == "published" and wanted.opens_at <= now:
         errors.append(FieldError("opens_at", "in_the_past"))
-    if any(pool.starts_at <= wanted.opens_at for pool in record.pools):
+    if any(starts_at <= wanted.opens_at for starts_at in starts):
         errors.append(FieldError("opens_at", "not_before_sessions"))
     if errors:
         raise ValidationFailed(errors=errors)
