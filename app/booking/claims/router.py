@@ -1,7 +1,7 @@
 """Paths of decided claims. Making a claim, and asking for one with a pass, is the gate's."""
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from fastapi import Request
@@ -136,8 +136,9 @@ def _key_in(cursor: str | None) -> tuple[datetime, UUID] | None:
     try:
         decided_at = datetime.fromisoformat(key[0])
         claim_id = UUID(key[1])
-    except ValueError:
+        if decided_at.tzinfo is None:
+            raise bad_cursor()
+        # At the edges of what can be said there are times that have no equal in UTC, which is how they are stored.
+        return decided_at.astimezone(UTC), claim_id
+    except (ValueError, OverflowError):
         raise bad_cursor() from None
-    if decided_at.tzinfo is None:
-        raise bad_cursor()
-    return decided_at, claim_id

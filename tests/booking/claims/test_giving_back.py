@@ -9,6 +9,8 @@ import asyncpg
 import httpx2
 import pytest
 
+from app.core.ids import new_id
+from app.core.pages import write_cursor
 from app.core.settings import Settings
 from tests.booking.claims.conftest import Family, MakeFamily
 from tests.booking.gate.builders import make_release
@@ -196,5 +198,7 @@ async def test_my_claims_come_newest_first_in_pages(db: "Db", make_family: MakeF
 
     assert [claim["claim"] for claim in first["items"] + rest["items"]] == claims[::-1]
     assert rest["next"] is None
-    refused = await family.read("/v1/me/claims?cursor=nonsense")
-    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "cursor")
+    outside = write_cursor("0001-01-01T00:00:00+14:00", str(new_id()))
+    for cursor in ("nonsense", write_cursor("2026-01-01T00:00:00", str(new_id())), outside):
+        refused = await family.read(f"/v1/me/claims?cursor={cursor}")
+        assert (refused.status_code, refused.json()["errors"][0]["code"]) == (422, "bad_cursor")
