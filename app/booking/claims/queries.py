@@ -127,7 +127,10 @@ async def claim_of_booking(db: AsyncSession, *, booking_id: UUID) -> UUID | None
 
 async def lock_claim(db: AsyncSession, *, claim_id: UUID, account_id: UUID) -> LockedClaim | None:
     """Lock a claim of this account for a change, and keep rebuilds of its release out meanwhile."""
-    await db.execute(_LOCK_RELEASE, {"claim_id": claim_id})
+    if (await db.execute(_LOCK_RELEASE, {"claim_id": claim_id})).first() is None:
+        # Without the claim there was no release to lock. It may be committed in the next instant; whoever went on and
+        # found it would change it beside a rebuild that reads it.
+        return None
     # Pools before claims, and pools in one order: a hand-over holds its pool and then takes the waiter's claim, so a
     # waiter who withdraws at that moment must not hold the claim already.
     pools = (

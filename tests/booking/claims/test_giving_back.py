@@ -8,7 +8,10 @@ from uuid import uuid4
 import asyncpg
 import httpx2
 import pytest
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from app.booking.claims.queries import lock_claim
 from app.core.ids import new_id
 from app.core.pages import write_cursor
 from app.core.settings import Settings
@@ -202,3 +205,20 @@ async def test_my_claims_come_newest_first_in_pages(db: "Db", make_family: MakeF
     for cursor in ("nonsense", write_cursor("2026-01-01T00:00:00", str(new_id())), outside):
         refused = await family.read(f"/v1/me/claims?cursor={cursor}")
         assert (refused.status_code, refused.json()["errors"][0]["code"]) == (422, "bad_cursor")
+
+
+async def test_a_claim_that_is_committed_after_its_release_could_be_locked_is_left_alone(engine: AsyncEngine) -> None:
+    asked: list[str] = []
+
+    def note(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        asked.append(statement)
+
+    async with AsyncSession(engine) as session:
+        event.listen(engine.sync_engine, "before_cursor_execute", note)
+        try:
+            assert await lock_claim(session, claim_id=new_id(), account_id=new_id()) is None
+        finally:
+            event.remove(engine.sync_engine, "before_cursor_execute", note)
+    # The one that locks; a second would look again, and might find the claim.
+    assert len(asked) == 1
+    assert "pg_advisory_xact_lock_shared" in asked[0]
