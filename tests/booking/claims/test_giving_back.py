@@ -17,6 +17,7 @@ from app.core.pages import write_cursor
 from app.core.settings import Settings
 from tests.booking.claims.conftest import Family, MakeFamily
 from tests.booking.gate.builders import make_release
+from tests.booking.gate.waits import until
 
 pytestmark = pytest.mark.anyio
 
@@ -24,15 +25,18 @@ if TYPE_CHECKING:
     Db = asyncpg.Connection[asyncpg.Record]
 
 
-async def left(client: httpx2.AsyncClient, release_id: object, settings: Settings) -> tuple[int, int]:
-    """Return what is left and how many wait in the first pool, once the last answer is too old to be repeated."""
-    await asyncio.sleep(settings.availability_age_ms / 1000)
-    pool = (await client.get(f"/v1/releases/{release_id}/availability")).json()["pools"][0]
-    return pool["left"], pool["waiting"]
+async def until_left(client: httpx2.AsyncClient, release_id: object, expected: tuple[int, int]) -> None:
+    """Return once so many are left and so many wait in the first pool; an answer may be repeated for a while."""
+
+    async def as_expected() -> bool:
+        pool = (await client.get(f"/v1/releases/{release_id}/availability")).json()["pools"][0]
+        return (pool["left"], pool["waiting"]) == expected
+
+    await until(as_expected)
 
 
 async def test_a_place_given_back_is_free_for_the_next(
-    db: "Db", make_family: MakeFamily, client: httpx2.AsyncClient, settings: Settings
+    db: "Db", make_family: MakeFamily, client: httpx2.AsyncClient
 ) -> None:
     made = await make_release(db, capacities=(1,))
     first, second = await make_family("first", made), await make_family("second", made)
@@ -43,7 +47,7 @@ async def test_a_place_given_back_is_free_for_the_next(
 
     assert answer.status_code == 200
     assert answer.json()["state"] == "cancelled"
-    assert await left(client, made.release_id, settings) == (1, 0)
+    await until_left(client, made.release_id, (1, 0))
     assert (await second.grab()).status_code == 201
 
 
@@ -84,9 +88,7 @@ async def test_a_waiter_who_leaves_lets_the_others_move_up(db: "Db", make_family
     assert (await two.read(f"/v1/claims/{second}")).json()["state"] == "confirmed"
 
 
-async def test_giving_back_twice_gives_back_once(
-    db: "Db", make_family: MakeFamily, client: httpx2.AsyncClient, settings: Settings
-) -> None:
+async def test_giving_back_twice_gives_back_once(db: "Db", make_family: MakeFamily, client: httpx2.AsyncClient) -> None:
     made = await make_release(db, capacities=(2,))
     family = await make_family("twice", made)
     claim = (await family.grab()).json()["claim"]
@@ -94,7 +96,7 @@ async def test_giving_back_twice_gives_back_once(
     answers = await asyncio.gather(*(family.give_back(f"/v1/claims/{claim}") for _ in range(5)))
 
     assert {answer.status_code for answer in answers} == {200}
-    assert await left(client, made.release_id, settings) == (2, 0)
+    await until_left(client, made.release_id, (2, 0))
 
 
 async def test_more_families_give_back_with_keys_at_once_than_there_are_connections(
@@ -123,7 +125,7 @@ async def test_more_families_give_back_with_keys_at_once_than_there_are_connecti
 
 
 async def test_one_sibling_gives_back_and_the_other_stays(
-    db: "Db", make_family: MakeFamily, client: httpx2.AsyncClient, settings: Settings
+    db: "Db", make_family: MakeFamily, client: httpx2.AsyncClient
 ) -> None:
     made = await make_release(db, capacities=(2,))
     family = await make_family("siblings", made, people=2)
@@ -133,7 +135,7 @@ async def test_one_sibling_gives_back_and_the_other_stays(
 
     assert [booking["status"] for booking in answer.json()["bookings"]] == ["cancelled", "confirmed"]
     assert answer.json()["state"] == "confirmed"
-    assert await left(client, made.release_id, settings) == (1, 0)
+    await until_left(client, made.release_id, (1, 0))
 
 
 async def test_nobody_gives_back_what_is_not_theirs(db: "Db", make_family: MakeFamily) -> None:
@@ -163,7 +165,7 @@ async def test_after_the_deadline_a_place_stays(db: "Db", make_family: MakeFamil
 
 
 async def test_a_storm_of_giving_back_and_grabbing_loses_no_place_and_doubles_none(
-    db: "Db", make_family: MakeFamily, client: httpx2.AsyncClient, settings: Settings
+    db: "Db", make_family: MakeFamily, client: httpx2.AsyncClient
 ) -> None:
     made = await make_release(db, capacities=(5,), waitlist_limit=20)
     families = [await make_family(f"storm{n}", made) for n in range(30)]
@@ -188,7 +190,7 @@ async def test_a_storm_of_giving_back_and_grabbing_loses_no_place_and_doubles_no
     waiting = await db.fetchval(
         "SELECT count(*) FROM booking WHERE pool_id = $1 AND status = 'waitlisted'", made.pools[0]
     )
-    assert await left(client, made.release_id, settings) == (0, waiting)
+    await until_left(client, made.release_id, (0, waiting))
 
 
 async def test_my_claims_come_newest_first_in_pages(db: "Db", make_family: MakeFamily) -> None:
