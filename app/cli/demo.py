@@ -119,7 +119,7 @@ def open_small_release(address: str) -> dict[str, Any]:
     with httpx2.Client(base_url=address, timeout=_REQUEST_SECONDS) as client:
         operator = _sign_in(client, OPERATOR_CODE)
         stations = _ask(client, "GET", "/v1/stations?kind=service_station&limit=1", operator)
-        now = datetime.fromisoformat(cast("str", _ask(client, "GET", "/v1/time", {})["now"]))
+        now = _now_there(client)
         release = _ask(client, "POST", "/v1/releases", operator, _small_release(stations["items"][0]["id"], now))
         return _ask(client, "POST", f"/v1/releases/{release['id']}/publish", operator)
 
@@ -128,6 +128,7 @@ def claim_by_hand(address: str, release: dict[str, Any]) -> str:
     """Sign a family in, fetch its pass, and return the one command that is left: the claim."""
     with httpx2.Client(base_url=address, timeout=_REQUEST_SECONDS) as client:
         parent = _sign_in(client, f"demo-visitor-{uuid4().hex[:8]}")
+        now = _now_there(client)
         child = _ask(
             client,
             "POST",
@@ -135,7 +136,7 @@ def claim_by_hand(address: str, release: dict[str, Any]) -> str:
             parent,
             {
                 "nickname": "儿童甲0001",
-                "birth_month": f"{datetime.now(UTC).year - 8}-05",
+                "birth_month": f"{now.year - 8}-05",
                 "relation": "child",
                 "resident_unit_id": None,
                 "consent": {"version": "2026-01", "purposes": ["booking"]},
@@ -155,6 +156,10 @@ def claim_by_hand(address: str, release: dict[str, Any]) -> str:
         f"  -H 'Content-Type: application/json' \\\n"
         f"  -d '{json.dumps(body)}'"
     )
+
+
+def _now_there(client: httpx2.Client) -> datetime:
+    return datetime.fromisoformat(cast("str", _ask(client, "GET", "/v1/time", {})["now"]))
 
 
 def _small_release(station_id: str, now: datetime) -> dict[str, object]:
