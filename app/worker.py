@@ -8,20 +8,20 @@ were ever there is for the command to find out before (`app/cli/background.py`).
 import asyncio
 import os
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
 import structlog
 from redis.asyncio import Redis
-from sqlalchemy import ColumnElement, and_, exists, func, not_, or_, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app.accounts.jobs import BATCH_ROWS, forget_expired_invitations, forget_expired_tokens
 from app.booking.gate.gate import Gate
-from app.booking.models import Pool, Release
+from app.booking.releases.queries import RELEASES_PAGE, releases_in_use, releases_over
 from app.core.clock import Clock
 from app.core.db import create_engine, transaction
 from app.core.idempotency import FORGET_BATCH_LIMIT, forget_expired
@@ -33,10 +33,6 @@ from app.core.settings import Settings
 
 log = structlog.stdlib.get_logger(__name__)
 
-# Releases read in one statement; however many there are, the worker holds no longer list in memory.
-RELEASES_PAGE: Final = 200
-# A release that has closed may still be cancelled from until its last session has begun, and a day covers the rest.
-SWEPT_AFTER_CLOSING: Final = timedelta(days=1)
 # So long the worker waits at most between two tries while something is away: what a restarted server waits for us.
 BACKOFF_SECONDS_MAX: Final = 10.0
 # Batches of one kind deleted in one round; a longer backlog is for the next round.
@@ -197,35 +193,6 @@ class Worker:
         longer_seconds = max(interval_seconds, min(interval_seconds * 2.0**failed_in_a_row, BACKOFF_SECONDS_MAX))
         # Spread, so that a fleet does not fall on a server that has just come back.
         return longer_seconds * random.uniform(0.75, 1.0)  # noqa: S311 - spreads load, guards nothing
-
-
-async def releases_in_use(connection: AsyncConnection, *, now: datetime, after: UUID | None) -> list[UUID]:
-    """Return a page of the published releases that claims can still change, by id.
-
-    Those that open later are among them: the first sweep builds their state before the second at which it matters.
-    """
-    statement = select(Release.id).where(_in_use(now)).order_by(Release.id).limit(RELEASES_PAGE)
-    if after is not None:
-        statement = statement.where(Release.id > after)
-    return list((await connection.scalars(statement)).all())
-
-
-async def releases_over(connection: AsyncConnection, release_ids: Collection[UUID], *, now: datetime) -> list[UUID]:
-    """Return those of the releases for which nothing is left to be done. One that this database lacks is not ours."""
-    if not release_ids:
-        return []
-    statement = select(Release.id).where(Release.id.in_(release_ids), not_(_in_use(now))).order_by(Release.id)
-    return list((await connection.scalars(statement)).all())
-
-
-def _in_use(now: datetime) -> ColumnElement[bool]:
-    return and_(
-        Release.state == "published",
-        or_(
-            Release.closes_at > now - SWEPT_AFTER_CLOSING,
-            exists().where(Pool.release_id == Release.id, func.lower(Pool.during) > now),
-        ),
-    )
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.accounts.policy import SCOPES, Role, ScopeKind
 from app.accounts.service import grant_role_by_openid
 from app.booking.gate.gate import Gate
+from app.booking.releases.queries import RELEASES_PAGE, releases_in_use
 from app.cli import surroundings
 from app.cli.consistency import Comparison, Side, compare
 from app.cli.database import with_engine
@@ -24,7 +25,6 @@ from app.core.db import transaction
 from app.core.problems import Problem
 from app.core.redis import connect_redis
 from app.core.settings import Settings
-from app.worker import RELEASES_PAGE, releases_in_use
 
 
 @dataclass(frozen=True, slots=True)

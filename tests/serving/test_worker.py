@@ -12,11 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.booking.gate.keys import meta_key
 from app.booking.models import Pool, Release
+from app.booking.releases.queries import releases_in_use
 from app.core.clock import Clock
 from app.core.db import transaction
 from app.core.ids import new_id
 from app.core.settings import Settings
-from app.worker import HOUSEKEEPING_LOCK_KEY, open_worker, releases_in_use
+from app.worker import HOUSEKEEPING_LOCK_KEY, open_worker
 
 pytestmark = pytest.mark.anyio
 

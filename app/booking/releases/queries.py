@@ -1,19 +1,39 @@
 """Statements that read and change releases and their pools; one function, one round trip."""
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, func, insert, literal, select, text, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    exists,
+    func,
+    insert,
+    literal,
+    not_,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.postgresql import Range
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app.booking.models import Place, Pool, Release, ReleaseChange
 from app.booking.releases.policy import Phase, PoolSpec, ReleaseSpec
 from app.booking.rows import release_lock
 from app.core.ids import new_id
 from app.stations.models import Station
+
+# Releases read in one statement; however many there are, whoever tends them holds no longer list in memory.
+RELEASES_PAGE: Final = 200
+# A release that has closed may still be cancelled from until its last session has begun, and a day covers the rest.
+SWEPT_AFTER_CLOSING: Final = timedelta(days=1)
 
 
 class PoolRecord(NamedTuple):
@@ -369,3 +389,32 @@ def _records(rows: Sequence[Row[Release, Pool, Station, int]]) -> list[ReleaseRe
         if cast("Pool | None", pool) is not None:
             records[-1].pools.append(PoolRecord(pool, station, capacity))
     return records
+
+
+async def releases_in_use(connection: AsyncConnection, *, now: datetime, after: UUID | None) -> list[UUID]:
+    """Return a page of the published releases that claims can still change, by id.
+
+    Those that open later are among them: the first sweep builds their state before the second at which it matters.
+    """
+    statement = select(Release.id).where(_in_use(now)).order_by(Release.id).limit(RELEASES_PAGE)
+    if after is not None:
+        statement = statement.where(Release.id > after)
+    return list((await connection.scalars(statement)).all())
+
+
+async def releases_over(connection: AsyncConnection, release_ids: Collection[UUID], *, now: datetime) -> list[UUID]:
+    """Return those of the releases for which nothing is left to be done. One that this database lacks is not ours."""
+    if not release_ids:
+        return []
+    statement = select(Release.id).where(Release.id.in_(release_ids), not_(_in_use(now))).order_by(Release.id)
+    return list((await connection.scalars(statement)).all())
+
+
+def _in_use(now: datetime) -> ColumnElement[bool]:
+    return and_(
+        Release.state == "published",
+        or_(
+            Release.closes_at > now - SWEPT_AFTER_CLOSING,
+            exists().where(Pool.release_id == Release.id, func.lower(Pool.during) > now),
+        ),
+    )
