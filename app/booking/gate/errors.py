@@ -79,7 +79,10 @@ class AlreadyBooked(Problem):
     status = 409
     title_en = "This person is booked here already"
     title_zh = "该人员已报名此场次"
-    advice_en = "Show the booking in `booking`."
+    advice_en = (
+        "Show the booking in `booking`. Another guardian may have made the claim: then this account can neither read "
+        "it nor give it back."
+    )
 
 
 class Undecided(Problem):
