@@ -9,13 +9,17 @@ import asyncio
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final, NamedTuple
+from uuid import UUID
 
 import structlog
 from redis.exceptions import ResponseError
 
 from app.booking.gate.errors import Busy, Contradiction, NotInForce, contradiction_in
+from app.booking.gate.ledger import Verdict, Winner
 from app.booking.gate.link import CLAIM, Argument, Links
+from app.booking.gate.records import ClaimRecord
 from app.booking.gate.state import Release
 from app.core.problems import jittered_ms
 from app.core.settings import Settings
@@ -75,9 +79,17 @@ class ScriptAnswer(NamedTuple):
     now_ms: int
 
 
+class Judged(NamedTuple):
+    """What the script said of one claim and, where it admitted it, the way of the claim to a verdict."""
+
+    answer: ScriptAnswer
+    verdict: asyncio.Future[Verdict] | None
+
+
 class _Waiting(NamedTuple):
     order: Order
-    future: asyncio.Future[ScriptAnswer]
+    request: str
+    future: asyncio.Future[Judged]
     since_seconds: float
 
 
@@ -86,12 +98,22 @@ class Admission:
 
     When the state turns out not to be in force, everybody in the queue is told so by `NotInForce`, and this object is
     done with: the gate makes a new one for the next epoch.
+
+    `see_through` is given every claim that was admitted, at once and whether or not its phone still waits: nothing that
+    happens to a request can come between script and commit.
     """
 
-    def __init__(self, release: Release, links: Links, settings: Settings) -> None:
+    def __init__(
+        self,
+        release: Release,
+        links: Links,
+        settings: Settings,
+        see_through: Callable[[Winner], asyncio.Future[Verdict]],
+    ) -> None:
         self.release = release
         self._links = links
         self._settings = settings
+        self._see_through = see_through
         self._queue: deque[_Waiting] = deque()
         self._retries: deque[_Waiting] = deque()
         self._confirmed: deque[bytes] = deque()
@@ -99,8 +121,8 @@ class Admission:
         self._pump: asyncio.Task[None] | None = None
         self._confirm_timer: asyncio.TimerHandle | None = None
 
-    async def admit(self, order: Order) -> ScriptAnswer:
-        """Put a claim to the script and return what it said.
+    async def admit(self, order: Order, request: str) -> Judged:
+        """Put a claim to the script and return what it said. `request` is the claim as the phone made it (JSON).
 
         Raises `Busy` when the queue is full or the wait too long, `NotInForce` or `Contradiction` when the state cannot
         be used, and redis's errors when the call failed (the claim may or may not have been counted).
@@ -111,8 +133,8 @@ class Admission:
         limit = self._settings.admission_queue_limit * (2 if is_retry else 1)
         if waiting >= limit:
             raise Busy(retry_after_ms=jittered_ms(_BUSY_RETRY_MS))
-        future: asyncio.Future[ScriptAnswer] = asyncio.get_running_loop().create_future()
-        (self._retries if is_retry else self._queue).append(_Waiting(order, future, time.monotonic()))
+        future: asyncio.Future[Judged] = asyncio.get_running_loop().create_future()
+        (self._retries if is_retry else self._queue).append(_Waiting(order, request, future, time.monotonic()))
         self._start_pump()
         return await future
 
@@ -122,6 +144,11 @@ class Admission:
         if self._confirm_timer is None:
             loop = asyncio.get_running_loop()
             self._confirm_timer = loop.call_later(_CONFIRM_DELAY_SECONDS, self._confirm_alone)
+
+    async def drained(self) -> None:
+        """Wait until nobody is in the queue or in the script."""
+        while self._pump is not None:
+            await asyncio.wait([self._pump])
 
     def _confirm_alone(self) -> None:
         self._confirm_timer = None
@@ -169,11 +196,15 @@ class Admission:
             self._pump = None
 
     def _deliver(self, batch: list[_Waiting], answers: list[ScriptAnswer]) -> None:
-        for (order, future, _), answer in zip(batch, answers, strict=True):
+        for (order, request, future, _), answer in zip(batch, answers, strict=True):
+            verdict = None
             if answer.code in "TWKP":
                 self._known[order.claim_id] = None
+                if answer.code != "K":
+                    record = ClaimRecord.unpack(UUID(bytes=order.claim_id), answer.detail)
+                    verdict = self._see_through(Winner(record, request))
             if not future.done():
-                future.set_result(answer)
+                future.set_result(Judged(answer, verdict))
         while len(self._known) > _KNOWN_LIMIT:
             del self._known[next(iter(self._known))]
 
@@ -189,7 +220,7 @@ class Admission:
             self._retries.clear()
             self._queue.clear()
             self._confirmed.clear()
-        for order, future, _ in everyone:
+        for order, _, future, _ in everyone:
             # It may have been counted, so its retry goes first.
             self._known[order.claim_id] = None
             if not future.done():

@@ -38,7 +38,8 @@ class GateInFront:
             return
         desk = self._desk()
         method, path = scope["method"], scope["path"]
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        # Backwards, so that of a header that comes twice the first counts, as it does in the application.
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         if desk is None or not desk.is_mine(method, path, headers.get("authorization", "")):
             await self.behind(scope, receive, send)
             return

@@ -33,6 +33,7 @@ from app.core.problems import (
     InternalError,
     MethodNotAllowed,
     NotAuthenticated,
+    NotFound,
     Problem,
     UnsupportedMediaType,
     ValidationFailed,
@@ -79,7 +80,9 @@ class Desk:
         self._signer = signer
         self._people_limit = gate.settings.people_per_claim_limit
         self._choices_limit = gate.settings.choices_per_claim_limit
-        self._limit = AccountLimit(gate.settings.claim_rate_per_second, gate.clock.now_ms)
+        # Counted apart: who asks what became of a claim takes nothing from the claims.
+        self._claims = AccountLimit("claims", gate.settings.claim_rate_per_second, gate.clock.now_ms)
+        self._questions = AccountLimit("questions", gate.settings.claim_rate_per_second, gate.clock.now_ms)
         self._polls: dict[UUID, _Poll] = {}
         self._asking: dict[UUID, asyncio.Task[_Poll]] = {}
 
@@ -119,7 +122,7 @@ class Desk:
         media_type = request.headers.get("content-type")
         if media_type != JSON_MEDIA_TYPE and request.body and not is_json(media_type):
             raise UnsupportedMediaType
-        contents = self._pass_in(request)
+        contents = self._pass_in(request, self._claims)
         body = read_claim(request.body)
         self._check_shape(body)
         if body.release.bytes != contents.release:
@@ -135,7 +138,7 @@ class Desk:
 
     async def _get_claim(self, request: Request) -> Answer:
         claim_id = _id_in_path(request.path[len(CLAIM_PATH) :], "claim_id")
-        contents = self._pass_in(request)
+        contents = self._pass_in(request, self._questions)
         result = await self._gate.known_claim(UUID(bytes=contents.release), claim_id, contents.account)
         return _pending(claim_id, result) if isinstance(result, Pending) else decided_answer(result)
 
@@ -148,7 +151,8 @@ class Desk:
         if poll is None or poll.until_seconds <= now_seconds:
             poll = await self._fresh_poll(release_id)
         headers = [(b"etag", poll.etag.encode()), (b"cache-control", b"no-cache")]
-        if poll.etag in request.headers.get("if-none-match", ""):
+        asked = request.headers.get("if-none-match", "")
+        if poll.etag in asked or asked.strip() == "*":
             return Answer(304, headers, b"")
         return Answer(200, [*headers, _JSON_TYPE], poll.body)
 
@@ -167,7 +171,7 @@ class Desk:
         poll = self._polls[release_id] = _poll_of(seen, until_seconds)
         return poll
 
-    def _pass_in(self, request: Request) -> Pass:
+    def _pass_in(self, request: Request, limit: AccountLimit) -> Pass:
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "pass" or not text:
             raise NotAuthenticated(
@@ -176,7 +180,7 @@ class Desk:
                 headers={"WWW-Authenticate": "Pass"},
             )
         contents = self._signer.verify(text.strip())
-        self._limit.count(contents.account)
+        limit.count(contents.account)
         return contents
 
     def _check_shape(self, body: ClaimBody) -> None:
@@ -231,9 +235,13 @@ class Desk:
 
 
 def _id_in_path(text: str, field: str) -> UUID:
+    if not text or "/" in text:
+        # Some other path, below ours.
+        raise NotFound
     try:
-        return UUID(text)
-    except ValueError:
+        # Not UUID(), which takes braces, "urn:uuid:" and hyphens anywhere.
+        return msgspec.convert(text, UUID)
+    except msgspec.ValidationError:
         raise ValidationFailed(errors=[FieldError(field, "bad_format")]) from None
 
 
@@ -286,6 +294,7 @@ def _pool_state(setup: ReleaseSetup, as_of_ms: int, counts: PoolCounts) -> PoolS
         return "closed"
     if as_of_ms < setup.opens_ms:
         return "upcoming"
-    if counts.free > 0:
+    if counts.free > 0 and counts.waiting == 0:
         return "open"
-    return "full" if counts.pending > 0 else "sold_out"
+    # A place that is free while somebody waits is on its way to them.
+    return "full" if counts.pending > 0 or counts.free > 0 else "sold_out"

@@ -73,7 +73,8 @@ class Gate:
         self._database = database
         self._links = Links(settings, _LINKS)
         self._chores = Chores()
-        self._rooms = Rooms(settings, self._links, database, self._chores)
+        self._under_way: dict[tuple[UUID, int], asyncio.Future[Verdict]] = {}
+        self._rooms = Rooms(settings, self._links, database, self._chores, self._see_through)
 
     @classmethod
     async def open(cls, settings: Settings, clock: Clock) -> "Gate":
@@ -102,7 +103,9 @@ class Gate:
             async with asyncio.timeout(self.settings.shutdown_grace_seconds):
                 # What does not get done in time is settled by the sweep, or by the phone's next try.
                 for room in self._rooms.entered():
-                    await room.ledger.drained()
+                    await room.admission.drained()
+                while self._under_way:
+                    await asyncio.wait(self._under_way.values())
         # Cut first: on a silent line a chore that is told to end would wait for the answer to its last words.
         self._database.terminate()
         await self._chores.end()
@@ -120,7 +123,7 @@ class Gate:
         for _ in range(_JUDGED_AGAIN_LIMIT):
             room = await self._rooms.room(release_id)
             try:
-                answer = await room.admission.admit(order)
+                answer, verdict = await room.admission.admit(order, request)
                 refusal = None if answer.code in "TWPK" else refusal_of(room.release, answer)
             except errors.NotInForce:
                 self._rooms.leave(room)
@@ -133,42 +136,50 @@ class Gate:
             if refusal is not None:
                 raise refusal
             record = ClaimRecord.unpack(UUID(bytes=order.claim_id), answer.detail)
-            if answer.code == "K":
+            if verdict is None:
                 return Decided(room.release, record, repeated=True)
-            decided = await self._commit(room, record, request, repeated=answer.code == "P")
+            decided = await self._told(room, record, verdict, repeated=answer.code == "P")
             if decided is not None:
                 return decided
         raise rebuilding_again()
 
-    async def _commit(
-        self, room: Room, record: ClaimRecord, request: str, *, repeated: bool
+    def _see_through(self, room: Room, winner: Winner) -> asyncio.Future[Verdict]:
+        """Take an admitted claim to PostgreSQL and the verdict back to Redis, whoever still waits for it.
+
+        A claim that is on its way already is not sent twice.
+        """
+        key = winner.record.claim_id, room.release.epoch
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = self._chores.start(self._decide(room, winner))
+            task.add_done_callback(lambda _: self._under_way.pop(key))
+        return task
+
+    async def _decide(self, room: Room, winner: Winner) -> Verdict:
+        verdict = await room.ledger.commit(winner)
+        await self._after(room, winner.record, verdict)
+        return verdict
+
+    async def _told(
+        self, room: Room, record: ClaimRecord, verdict_later: asyncio.Future[Verdict], *, repeated: bool
     ) -> Decided | Pending | None:
-        """Make an admitted claim durable. None: the state under it is over, and it is to be judged anew."""
-        verdict_later = room.ledger.commit(Winner(record, request))
+        """Wait for the verdict on an admitted claim. None: the state under it is over, and it is to be judged anew."""
         try:
             async with asyncio.timeout(self.settings.commit_wait_ms / 1000):
                 # Shielded: a phone that hangs up, or has waited long enough, cancels nothing.
                 verdict = await asyncio.shield(verdict_later)
         except TimeoutError:
-            verdict_later.add_done_callback(
-                lambda done: None if done.cancelled() else self._chores.start(self._after(room, record, done.result()))
-            )
             return Pending(jittered_ms(REBUILD_RETRY_MS))
         match verdict:
             case Verdict.COMMITTED:
-                room.admission.confirm(record.claim_id.bytes)
                 return Decided(room.release, record, repeated=repeated)
             case Verdict.CLASH:
-                await self._after(room, record, verdict)
                 raise errors.TimeClash
             case Verdict.VOID:
-                await self._after(room, record, verdict)
                 raise errors.ClaimVoid
             case Verdict.ELSEWHERE:
-                await self._after(room, record, verdict)
                 raise IdempotencyMismatch
             case Verdict.STALE | Verdict.CONTRADICTION:
-                await self._after(room, record, verdict)
                 return None
             case Verdict.UNKNOWN:
                 return Pending(jittered_ms(REBUILD_RETRY_MS))
@@ -224,7 +235,9 @@ class Gate:
         record = ClaimRecord.unpack(claim_id, cast("bytes", packed))
         if record.account != account:
             raise NotFound
-        return Decided(room.release, record, repeated=True) if deadline is None else Pending(REBUILD_RETRY_MS)
+        return (
+            Decided(room.release, record, repeated=True) if deadline is None else Pending(jittered_ms(REBUILD_RETRY_MS))
+        )
 
     async def availability(self, release_id: UUID) -> Availability:
         """Read what is left, from Redis. Raises like `release`, and `GateUnreachable`."""

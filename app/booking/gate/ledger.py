@@ -1,7 +1,6 @@
 """Makes a "yes" durable before it is spoken: the group commit to PostgreSQL.
 
-While one commit of a release is in flight, winners queue; the next transaction takes them all. The work belongs to a
-task of its own: a phone that hangs up cancels nothing between script and commit.
+While one commit of a release is in flight, winners queue; the next transaction takes them all.
 """
 
 import asyncio
@@ -91,27 +90,16 @@ class Ledger:
         self._database = database
         self._settings = settings
         self._queue: list[_Waiting] = []
-        self._open: dict[UUID, asyncio.Future[Verdict]] = {}
         self._pump: asyncio.Task[None] | None = None
         self._complaints = Complaints()
 
     def commit(self, winner: Winner) -> asyncio.Future[Verdict]:
-        """Join the next group commit. A claim that is on its way already is not sent twice by this worker."""
-        claim_id = winner.record.claim_id
-        known = self._open.get(claim_id)
-        if known is not None:
-            return known
+        """Join the next group commit; the future is settled once PostgreSQL has decided, or could not be asked."""
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._open[claim_id] = future
         self._queue.append(_Waiting(winner, future, time.monotonic()))
         if self._pump is None:
             self._pump = asyncio.get_running_loop().create_task(self._run())
         return future
-
-    async def drained(self) -> None:
-        """Wait until nothing is between script and PostgreSQL here."""
-        while self._pump is not None:
-            await asyncio.wait([self._pump])
 
     async def _run(self) -> None:
         try:
@@ -129,7 +117,6 @@ class Ledger:
             self._pump = None
 
     def _settle(self, waiting: _Waiting, verdict: Verdict) -> None:
-        self._open.pop(waiting.winner.record.claim_id, None)
         if not waiting.verdict.done():
             waiting.verdict.set_result(verdict)
 

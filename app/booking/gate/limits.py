@@ -8,14 +8,17 @@ from collections.abc import Callable
 from typing import Final
 
 from app.core.problems import RateLimited, jittered_ms
+from app.core.web.headers import standing_headers
 
-_WINDOW_MS: Final = 1_000
+_WINDOW_SECONDS: Final = 1
+_WINDOW_MS: Final = 1_000 * _WINDOW_SECONDS
 
 
 class AccountLimit:
     """Counts the requests of each account in windows of one second; what was counted is forgotten with its window."""
 
-    def __init__(self, requests_per_second: int, now_ms: Callable[[], int]) -> None:
+    def __init__(self, name: str, requests_per_second: int, now_ms: Callable[[], int]) -> None:
+        self._name = name
         self._limit = requests_per_second
         self._now_ms = now_ms
         self._window = 0
@@ -31,4 +34,7 @@ class AccountLimit:
         counted = self._counts.get(account, 0) + 1
         self._counts[account] = counted
         if counted > self._limit:
-            raise RateLimited(retry_after_ms=jittered_ms(_WINDOW_MS - now_ms % _WINDOW_MS))
+            raise RateLimited(
+                retry_after_ms=jittered_ms(_WINDOW_MS - now_ms % _WINDOW_MS),
+                headers=standing_headers(self._name, self._limit, _WINDOW_SECONDS, remaining=0, reset_seconds=1),
+            )

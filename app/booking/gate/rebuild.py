@@ -45,7 +45,9 @@ FROM (
     ORDER BY place.pool_id, place.place_no
 ) AS vacant
 """
-_RAISE_EPOCH: Final = "UPDATE release SET epoch = epoch + 1, gate_identity = $2 WHERE id = $1 RETURNING epoch"
+_RAISE_EPOCH: Final = """
+UPDATE release SET epoch = greatest(epoch, $3) + 1, gate_identity = $2 WHERE id = $1 RETURNING epoch
+"""
 _ALL_SETTLED: Final = "UPDATE claim SET gate_revision = revision WHERE release_id = $1 AND gate_revision < revision"
 _POOLS: Final = """
 SELECT pool.id, pool.ordinal, pool.state, pool.waitlist_limit,
@@ -166,8 +168,10 @@ async def _read_and_load(connection: "asyncpg.pool.PoolConnectionProxy", link: L
     if row is None or row["state"] != "published":
         raise NotFound
     await suspend(link, release_id)
+    # A PostgreSQL that was restored from a back-up may be behind the gate, which never goes back.
+    (in_redis,) = await link.commands([["HGET", meta_key(release_id), "epoch"]])
     await connection.fetchval(_HAND_OUT, release_id)
-    epoch = await connection.fetchval(_RAISE_EPOCH, release_id, link.identity)
+    epoch = await connection.fetchval(_RAISE_EPOCH, release_id, link.identity, int(cast("bytes", in_redis or b"0")))
     await connection.execute(_ALL_SETTLED, release_id)
     pools = await connection.fetch(_POOLS, release_id)
     setup = ReleaseSetup(

@@ -5,6 +5,8 @@ nobody may use its epoch again.
 """
 
 import asyncio
+import logging
+from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
@@ -15,7 +17,7 @@ from redis.exceptions import RedisError
 from app.booking.gate import errors
 from app.booking.gate.admission import Admission
 from app.booking.gate.complaints import Complaints
-from app.booking.gate.ledger import Ledger
+from app.booking.gate.ledger import Ledger, Verdict, Winner
 from app.booking.gate.link import Links
 from app.booking.gate.rebuild import Because, read_release, rebuild
 from app.booking.gate.settlement import Settlement
@@ -48,17 +50,31 @@ def rebuilding_again() -> errors.Rebuilding:
 class Room:
     """A release in force: its admission, its ledger, its settlement."""
 
-    def __init__(self, release: Release, links: Links, database: asyncpg.Pool, settings: Settings) -> None:
+    def __init__(
+        self,
+        release: Release,
+        links: Links,
+        database: asyncpg.Pool,
+        settings: Settings,
+        see_through: "SeeThrough",
+    ) -> None:
         self.release = release
-        self.admission = Admission(release, links, settings)
+        self.admission = Admission(release, links, settings, lambda winner: see_through(self, winner))
         self.ledger = Ledger(release, database, settings)
         self.settlement = Settlement(release, links, database, timeout_seconds=settings.commit_timeout_ms / 1000)
+
+
+# Takes a claim that was admitted in a room to its verdict, in a task of its own.
+SeeThrough = Callable[[Room, Winner], asyncio.Future[Verdict]]
 
 
 class Rooms:
     """Finds the state of each release, or makes it; remembers it as long as it is in force."""
 
-    def __init__(self, settings: Settings, links: Links, database: asyncpg.Pool, chores: Chores) -> None:
+    def __init__(
+        self, settings: Settings, links: Links, database: asyncpg.Pool, chores: Chores, see_through: SeeThrough
+    ) -> None:
+        self._see_through = see_through
         self._settings = settings
         self._links = links
         self._database = database
@@ -126,7 +142,9 @@ class Rooms:
         """Never use this epoch again: it is over in PostgreSQL, or Redis and PostgreSQL contradict each other in it."""
         release = room.release
         if self._rooms.get(release.release_id) is room:
-            log.error("gate_condemned", release=str(release.release_id), epoch=release.epoch, because=because)
+            # That an epoch is over is the ordinary end of one; only a contradiction is somebody's to look into.
+            level = logging.ERROR if because == errors.Contradiction.reason else logging.INFO
+            log.log(level, "gate_condemned", release=str(release.release_id), epoch=release.epoch, because=because)
             self._condemned[release.release_id] = release.epoch
             self.leave(room)
 
@@ -158,5 +176,7 @@ class Rooms:
         return release
 
     def _open(self, release: Release) -> Room:
-        room = self._rooms[release.release_id] = Room(release, self._links, self._database, self._settings)
+        room = self._rooms[release.release_id] = Room(
+            release, self._links, self._database, self._settings, self._see_through
+        )
         return room

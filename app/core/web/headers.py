@@ -34,6 +34,16 @@ def announced_bytes(content_length: str | None) -> int:
     return int(content_length[:20]) if content_length and content_length.isdecimal() else 0
 
 
+def standing_headers(
+    policy: str, quota: int, window_seconds: int, *, remaining: int, reset_seconds: int
+) -> dict[str, str]:
+    """Return how a caller stands under a limit (draft-ietf-httpapi-ratelimit-headers-11), as structured fields."""
+    return {
+        "RateLimit-Policy": f'"{policy}";q={quota};w={window_seconds}',
+        "RateLimit": f'"{policy}";r={remaining};t={reset_seconds}',
+    }
+
+
 def request_id_for(given: str | None) -> str:
     """Return the caller's own id for this request where it is sane (8 to 64 of `A-Za-z0-9._-`), else a new one."""
     if given and _SANE_REQUEST_ID.fullmatch(given):

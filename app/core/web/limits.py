@@ -24,6 +24,7 @@ from app.core.problems import RateLimited, jittered_ms
 from app.core.settings import Settings
 from app.core.web.answers import problem_response
 from app.core.web.callers import account_of, address_of
+from app.core.web.headers import standing_headers
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -82,11 +83,14 @@ class Verdict:
     reset_seconds: int
 
     def headers(self) -> dict[str, str]:
-        """Return the two headers, as structured fields (RFC 9651)."""
-        return {
-            "RateLimit-Policy": f'"{self.policy.name}";q={self.policy.quota};w={WINDOW_SECONDS}',
-            "RateLimit": f'"{self.policy.name}";r={self.remaining};t={self.reset_seconds}',
-        }
+        """Return the two headers that say so."""
+        return standing_headers(
+            self.policy.name,
+            self.policy.quota,
+            WINDOW_SECONDS,
+            remaining=self.remaining,
+            reset_seconds=self.reset_seconds,
+        )
 
 
 class Limiter:

@@ -12,11 +12,13 @@ import structlog
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from app.booking.gate.admission import Order, ScriptAnswer
 from app.booking.gate.passes import PassSigner
 from tests.booking.gate.agreement import assert_agrees, seen_in_redis
-from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, make_release
+from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, held, make_release
 from tests.booking.gate.conftest import OpenWorker
 from tests.booking.gate.relay import Relay, relaying
+from tests.booking.gate.waits import until
 
 pytestmark = pytest.mark.anyio
 
@@ -110,3 +112,33 @@ async def test_a_batch_as_large_as_the_settings_allow_is_admitted(
     answers = await asyncio.gather(*(worker.ask(Phone.with_pass(signer, made, people=20).claim()) for _ in range(440)))
     assert {said.word for said in answers} == {"confirmed"}
     await assert_agrees(db, redis, made)
+
+
+@pytest.mark.parametrize("closing", [False, True])
+async def test_a_claim_that_was_admitted_is_seen_through_although_its_request_was_ended(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis, *, closing: bool
+) -> None:
+    made = await make_release(db)
+    admission = (await worker.gate._rooms.room(made.release_id)).admission
+    call = admission._call
+
+    async def call_and_end(orders: list[Order], confirmed: list[bytes]) -> list[ScriptAnswer]:
+        answers = await call(orders, confirmed)
+        asking.cancel()
+        await asyncio.wait([asking])
+        return answers
+
+    admission._call = call_and_end
+    asking = asyncio.create_task(worker.ask(Phone.with_pass(signer, made).claim()))
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+    admission._call = call
+    if closing:
+        await worker.gate.close()
+    else:
+
+        async def confirmed() -> bool:
+            return not (await seen_in_redis(redis, made)).pending
+
+        await until(confirmed)
+    assert await held(db, made) == [(0, 1)]

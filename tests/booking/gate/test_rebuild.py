@@ -388,3 +388,15 @@ async def test_a_rebuild_leaves_nothing_of_the_epoch_before(
     keys = {key.decode() for key in found}
     assert keys
     assert keys <= {meta_key(made.release_id), *EpochKeys(made.release_id, epoch).everything(len(made.pools))}
+
+
+async def test_a_postgresql_that_was_restored_behind_the_gate_goes_on_past_the_gates_epoch(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db, capacities=(3,))
+    for _ in range(4):
+        await worker.gate.rebuild(made.release_id)
+    await db.execute("UPDATE release SET epoch = 1 WHERE id = $1", made.release_id)
+    assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+    assert await epoch_of(db, made) == 5
+    await assert_agrees(db, redis, made)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import msgspec
 from hypothesis import Phase
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from app.booking.gate.admission import Admission, Order, pack_ordinals, parse_answers
+from app.booking.gate.ledger import Winner
 from app.booking.gate.link import ACTIVATE, CLAIM, SETTLE, Links
 from app.booking.gate.records import BOOKED, ENTRY, LIVE, PARKED, PoolCounts, Status
 from app.booking.gate.state import PoolSetup, Release, ReleaseSetup
@@ -30,6 +31,10 @@ PERSON_LIMIT, ACCOUNT_LIMIT = 2, 5
 PEOPLE = [bytes([n]) * 16 for n in range(1, 9)]
 ACCOUNTS = [bytes([n]) * 16 for n in (0xA1, 0xA2, 0xA3)]
 HOURS = {"open": (0, FAR_FUTURE_MS), "before": (FAR_FUTURE_MS - 1, FAR_FUTURE_MS), "after": (0, 1)}
+
+
+def _nobody_commits(winner: Winner) -> NoReturn:
+    raise AssertionError(winner)
 
 
 def _order(
@@ -126,7 +131,7 @@ class GateMachine(RuleBasedStateMachine):
         )
         self.release = Release(setup, "")
         self.runner.run(self._load(setup))
-        self.admission = Admission(self.release, self.links, self.server)
+        self.admission = Admission(self.release, self.links, self.server, _nobody_commits)
 
     async def _load(self, setup: ReleaseSetup) -> None:
         keys = self.release.keys
