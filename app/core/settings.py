@@ -225,8 +225,8 @@ class Settings(BaseSettings):
         default=20,
         ge=1,
         le=10_000,
-        description="Requests of one account to the gate of one worker in a second, before it is told 429: more than "
-        "impatient fingers and their retries make.",
+        description="Claims of one account to the gate of one worker in a second, before it is told 429: more than "
+        "impatient fingers and their retries make. Questions what became of a claim are counted apart, up to as many.",
     )
     batch_limit: int = Field(
         default=150,
