@@ -86,6 +86,9 @@ def fake_wechat_url() -> Generator[str]:
         yield fake.base_url
 
 
+_HANG_UP = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}' AND usename = user"
+
+
 async def _execute(dsn: str, *statements: str) -> None:
     connection = await asyncpg.connect(dsn)
     try:
@@ -136,7 +139,9 @@ def database_url(engines: Engines, template: str) -> Generator[str]:
     try:
         yield dsn_of(engines, name)
     finally:
-        asyncio.run(_execute(engines.database_dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+        # Not WITH (FORCE), which may not end an autovacuum worker that happens to be there; DROP alone does that.
+        asyncio.run(_execute(engines.database_dsn, _HANG_UP.format(name=name)))
+        asyncio.run(_execute(engines.database_dsn, f"DROP DATABASE {name}"))
 
 
 @pytest.fixture
