@@ -143,5 +143,6 @@ async def test_the_server_ends_the_transaction_of_whoever_vanished(
             await connection.execute(_LOCK, release_id)
             await until(lambda: db.fetchval(_TRY_LOCK, release_id))
 
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+    # What asyncpg makes of it depends on whether the server's last words came before our next.
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         await vanish()
