@@ -30,7 +30,15 @@ class Engine(StrEnum):
 
 
 # What the drivers raise when a server is not there, or not in a state to answer.
-ENGINE_ERRORS: Final = (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, RedisError)
+ENGINE_ERRORS: Final = (
+    OSError,
+    SQLAlchemyError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    # What asyncpg makes of a server's last words that come between two of its states.
+    asyncpg.InternalClientError,
+    RedisError,
+)
 
 _UNREACHABLE: Final = (
     # Refused, reset, timed out, no such socket, no such host.

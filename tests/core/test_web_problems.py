@@ -2,12 +2,15 @@ import asyncio
 import contextlib
 import logging
 
+import asyncpg
 import httpx2
 import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from app.core.problems import Unavailable
 from app.core.settings import Settings
+from app.core.web.failures import problem_for
 from app.main import create_api
 from tests.conftest import serving
 from tests.core import probe
@@ -65,6 +68,10 @@ async def test_a_statement_that_takes_too_long_is_unavailable(probed: httpx2.Asy
     assert document["retryable"] is True
     assert 2_000 <= document["retry_after_ms"] <= 3_000
     assert answer.headers["Retry-After"] in {"2", "3"}
+
+
+def test_a_connection_lost_where_the_driver_did_not_expect_it_is_an_outage() -> None:
+    assert isinstance(problem_for(asyncpg.InternalClientError("got result for unknown protocol state")), Unavailable)
 
 
 async def test_a_broken_constraint_is_told_by_its_name(probed: httpx2.AsyncClient) -> None:

@@ -7,7 +7,13 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 # After these nothing is known of the connection: it may be waiting for an answer that never comes.
-_IN_DOUBT = (OSError, asyncio.CancelledError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
+_IN_DOUBT = (
+    OSError,
+    asyncio.CancelledError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+)
 
 
 @asynccontextmanager
@@ -21,8 +27,20 @@ async def borrowed(
     hears of the cut, or of the silence (see `line_settings`), and lets go of what the connection held.
 
     One that is in doubt is cut as well: handing it back would wait for the server to confirm a cancellation, and a
-    frozen server confirms nothing. Raises `TimeoutError`, and the driver's errors.
+    frozen server confirms nothing. Raises `TimeoutError`, `OSError`, `asyncpg.PostgresError` and
+    `asyncpg.InterfaceError`: what the driver says when the server's last words find it unprepared is the last, too.
     """
+    try:
+        async with _lent(database, timeout_seconds) as connection:
+            yield connection
+    except asyncpg.InternalClientError as error:
+        raise asyncpg.InterfaceError(f"the connection was lost: {error}") from error
+
+
+@asynccontextmanager
+async def _lent(
+    database: asyncpg.Pool, timeout_seconds: float
+) -> AsyncGenerator["asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"]:
     connection = await database.acquire(timeout=timeout_seconds)
     loop = asyncio.get_running_loop()
     limit = asyncio.timeout(None)

@@ -88,6 +88,9 @@ def problem_for(error: Exception) -> Problem:
         # OSError: a socket that refuses or is not there. Requests touch no files, so there is no other kind.
         case PoolTimeoutError() | RedisConnectionError() | RedisTimeoutError() | OSError():
             return unavailable()
+        # A server's last words at a moment when asyncpg expects none; SQLAlchemy lets it through as it is.
+        case asyncpg.InternalClientError():
+            return unavailable()
         case _:
             return InternalError()
 

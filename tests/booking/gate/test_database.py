@@ -144,5 +144,21 @@ async def test_the_server_ends_the_transaction_of_whoever_vanished(
             await until(lambda: db.fetchval(_TRY_LOCK, release_id))
 
     # What asyncpg makes of it depends on whether the server's last words came before our next.
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
         await vanish()
+
+
+async def test_last_words_that_the_driver_did_not_expect_are_a_lost_connection(database_url: str) -> None:
+    """As asyncpg 0.31 has it where a server ends a connection between two of the driver's states."""
+    async with asyncpg.create_pool(database_url, min_size=0, max_size=1) as database:
+
+        async def ask() -> int | None:
+            async with borrowed(database, timeout_seconds=PATIENCE_SECONDS) as connection:
+                return await connection.fetchval("SELECT pg_backend_pid()")
+
+        first = await ask()
+        with pytest.raises(asyncpg.InterfaceError, match="lost"):
+            async with borrowed(database, timeout_seconds=PATIENCE_SECONDS):
+                raise asyncpg.InternalClientError("got result for unknown protocol state")
+        # Nothing is known of that connection, so nobody is lent it again.
+        assert await ask() != first

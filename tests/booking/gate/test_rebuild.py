@@ -1,6 +1,7 @@
 """Whatever happens to Redis: nobody is booked twice, nothing that was said is lost, and epochs only grow."""
 
 import asyncio
+import json
 from itertools import pairwise
 from typing import cast
 
@@ -10,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from app.booking.gate.desk import Request
 from app.booking.gate.keys import EpochKeys, meta_key
 from app.booking.gate.link import ACTIVATE, Links
 from app.booking.gate.passes import PassSigner
@@ -237,6 +239,8 @@ async def test_no_newcomer_passes_a_waiter_even_where_a_place_is_free(
     await command(redis, "SETBIT", keys.free_map(0), 1, 1)
     said = await worker.ask(Phone.with_pass(signer, made).claim())
     assert said.word in {"full", "sold_out"}
+    poll = await worker.desk.answer(Request("GET", f"/v1/releases/{made.release_id}/availability", {}, b""))
+    assert [(pool["left"], pool["state"]) for pool in json.loads(poll.body)["pools"]] == [(1, "full")]
     assert (await worker.ask(Phone.with_pass(signer, made).claim(waitlist=True))).word == "waitlisted"
 
 
