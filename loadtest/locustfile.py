@@ -15,6 +15,7 @@ import itertools
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -48,7 +49,10 @@ from loadtest.prepare import person_body
 
 # Not CLOCKTOWER_…: those are the service's settings, and its commands refuse any that they do not know.
 _RELEASE: Final = os.environ.get("CROWD_RELEASE", "")
-_SEED: Final = int(os.environ.get("CROWD_SEED", "1"))
+_SEED_TEXT: Final = os.environ.get("CROWD_SEED", "1")
+if not _SEED_TEXT.isascii() or not _SEED_TEXT.isdigit():
+    sys.exit(f"CROWD_SEED is {_SEED_TEXT!r}; give a whole number, such as CROWD_SEED=7")
+_SEED: Final = int(_SEED_TEXT)
 # Who is drawn in advance; after the last, the first come again under other names.
 _DRAWN_PARENTS: Final = 5_000
 _EVENING_SECONDS: Final = 60.0

@@ -18,7 +18,7 @@ from app.cli.database import require_connections, require_head, upgrade
 from app.cli.lifeline import end_with_parent
 from app.cli.processes import Child, Household, KeepsDying
 from app.cli.refusal import EXIT_WRONG, say
-from app.cli.sockets import address_of, listening_sockets
+from app.cli.sockets import address_of, is_reached_from_elsewhere, listening_sockets
 from app.core.embedded import EngineFault, Engines, start_engines
 from app.core.settings import ENVIRONMENT_PREFIX, Settings
 from app.wechat.fake.server import DEMO_APP_ID, DEMO_APP_SECRET
@@ -135,7 +135,7 @@ class _Service:
             self._webs = [_web_worker(settings, number, listener) for number, listener in enumerate(listeners, 1)]
             if not household.start([*self._webs, *self._workers]):
                 return 0
-            self._open_for_business(address_of(listeners[0]))
+            self._open_for_business(listeners[0])
             household.keep(self._mend)
         except (KeepsDying, EngineFault) as trouble:
             say(str(trouble))
@@ -163,14 +163,17 @@ class _Service:
         _point_at_fake_wechat(f"http://127.0.0.1:{fake.said}")
         return True
 
-    def _open_for_business(self, address: str) -> None:
+    def _open_for_business(self, listener: socket.socket) -> None:
         options = self._options
+        address = address_of(listener)
         if self._engines is not None:
             surroundings.announce(options.data_dir, address)
             self._stack.callback(surroundings.withdraw, options.data_dir)
         workers = "1 web worker" if options.workers == 1 else f"{options.workers} web workers"
         where = f"data in {self._engines.data_dir}" if self._engines else "on servers given in the environment"
         say(f"Clocktower serves at {address} ({workers}, {where}).")
+        if self._fakes and is_reached_from_elsewhere(listener):
+            say("Sign-in is by the fake WeChat: whoever reaches this address can sign in as anybody, operators too.")
         say(f"API docs: {address}/docs  To stop: Ctrl-C.")
         if options.announce_fd is not None:
             with os.fdopen(options.announce_fd, "w") as announcement:

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from contextlib import ExitStack
+from ipaddress import ip_address
 from typing import Final
 
 from app.cli.refusal import Refusal
@@ -45,6 +46,11 @@ def address_of(listener: socket.socket) -> str:
     port: int = listener.getsockname()[1]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - told apart, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_reached_from_elsewhere(listener: socket.socket) -> bool:
+    """Tell whether other machines can reach a socket, too."""
+    return not ip_address(listener.getsockname()[0]).is_loopback
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, _Address]:

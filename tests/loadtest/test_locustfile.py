@@ -56,6 +56,19 @@ def publish_release(client: httpx2.Client) -> str:
     return release_id
 
 
+def test_a_seed_that_is_no_number_ends_locust_with_a_sentence(town: Server, tmp_path: Path) -> None:
+    log_path = tmp_path / "locust.log"
+    with locust(town, log_path, CROWD_SEED="seven") as run:
+        try:
+            run.communicate(timeout=PATIENCE_SECONDS)
+        finally:
+            run.kill()
+    assert run.returncode != 0
+    said = log_path.read_text()
+    assert "CROWD_SEED is 'seven'; give a whole number" in said
+    assert "Traceback" not in said
+
+
 def test_without_its_release_locust_ends_with_a_sentence(town: Server, tmp_path: Path) -> None:
     log_path = tmp_path / "locust.log"
     with locust(town, log_path, CROWD_RELEASE="00000000-0000-7000-8000-000000000000") as run:
