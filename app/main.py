@@ -19,6 +19,7 @@ from app.booking.gate.asgi import GateInFront
 from app.booking.gate.desk import Desk
 from app.booking.gate.gate import Gate
 from app.booking.gate.passes import PassSigner
+from app.booking.gate.protocol import DESK_STATE
 from app.booking.openapi import gate_document
 from app.core.clock import Clock, RedisTime
 from app.core.db import create_engine
@@ -64,10 +65,11 @@ def create_api(settings: Settings) -> FastAPI:
     """Return FastAPI with every router; what the requests need is opened by its lifespan, on `api.state`."""
 
     @asynccontextmanager
-    async def lifespan(api: FastAPI) -> AsyncGenerator[None]:
+    async def lifespan(api: FastAPI) -> AsyncGenerator[dict[str, Desk]]:
         async with AsyncExitStack() as stack:
             await _open(api, settings, stack)
-            yield
+            # For the protocol, which carries the gate's requests past this application (see `gate.protocol`).
+            yield {DESK_STATE: api.state.desk}
 
     api = FastAPI(
         title=TITLE,

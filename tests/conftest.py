@@ -15,6 +15,7 @@ import httpx2
 import pytest
 import structlog
 import uvicorn
+import uvloop
 from alembic import command
 from alembic.config import Config
 from fastapi import FastAPI
@@ -27,6 +28,7 @@ from starlette.types import ASGIApp
 
 from app.accounts import service as accounts
 from app.accounts.policy import Role, ScopeKind
+from app.booking.gate.protocol import GateProtocol
 from app.core.clock import Clock
 from app.core.db import sqlalchemy_url, transaction
 from app.core.embedded import Engines, start_engines
@@ -241,11 +243,27 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def serving(make_app: Callable[[], ASGIApp]) -> Generator[str]:
-    """Serve an application on a free port of loopback, in a thread; yields its base address once it listens."""
+def serving(
+    make_app: Callable[[], ASGIApp],
+    *,
+    carrier: type[asyncio.Protocol] = GateProtocol,
+    keep_alive_seconds: int = 60,
+) -> Generator[str]:
+    """Serve an application on a free port of loopback, in a thread; yields its base address once it listens.
+
+    `carrier` speaks HTTP: unless told, as in a web worker.
+    """
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     config = uvicorn.Config(
-        make_app, factory=True, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5
+        make_app,
+        factory=True,
+        http=carrier,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_keep_alive=keep_alive_seconds,
+        timeout_graceful_shutdown=5,
     )
     server = _Server(config)
     started = threading.Event()
@@ -263,7 +281,9 @@ def serving(make_app: Callable[[], ASGIApp]) -> Generator[str]:
 
     def run() -> None:
         try:
-            asyncio.run(serve())
+            # The loop of a web worker.
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(serve())
         except BaseException as error:  # noqa: BLE001 - told to the waiting test below
             failures.append(error)
         finally:

@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -29,8 +30,13 @@ class OwnServer:
         self._process = process
 
     @classmethod
-    def start(cls, data_dir: Path, *, port: int, workers: int, log_path: Path) -> Self:
-        """Start on loopback and return once it answers. Raises `Refusal` with its last words when it does not."""
+    def start(
+        cls, data_dir: Path, *, port: int, workers: int, log_path: Path, given: Mapping[str, str] | None = None
+    ) -> Self:
+        """Start on loopback and return once it answers. Raises `Refusal` with its last words when it does not.
+
+        `given` are variables for it alone; where they name servers, it runs no engines of its own.
+        """
         # Its engines are to be its own, and so is its WeChat, whatever this shell is set up for.
         foreign = {surroundings.DATABASE_URL, surroundings.REDIS_URL, *surroundings.WECHAT}
         read_fd, write_fd = os.pipe()
@@ -42,7 +48,7 @@ class OwnServer:
                         *("--port", str(port), "--workers", str(workers), "--data-dir", str(data_dir)),
                         *("--announce-fd", str(write_fd), "--lifeline"),
                     ],
-                    env={name: value for name, value in os.environ.items() if name not in foreign},
+                    env={name: value for name, value in os.environ.items() if name not in foreign} | dict(given or {}),
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
@@ -69,6 +75,11 @@ class OwnServer:
         """Return what it said last, where it did not start."""
         lines = self.log_path.read_text("utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else "The server did not start and said nothing."
+
+    @property
+    def pid(self) -> int:
+        """Return the process that keeps the others."""
+        return self._process.pid
 
     def wait(self) -> int:
         """Wait for its end, whoever brings it about, and return its exit status."""

@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -70,3 +71,15 @@ def to_ms(instant: datetime) -> int:
 def iso(instant: datetime) -> str:
     """Return an instant as RFC 3339 in the town's zone, to the millisecond."""
     return instant.astimezone(TOWN_ZONE).isoformat(timespec="milliseconds")
+
+
+def iso_of_ms(unix_ms: int) -> str:
+    """Return Unix milliseconds as RFC 3339 in the town's zone: at an opening thousands in the same second."""
+    before, after = _iso_around_ms(unix_ms // 1_000)
+    return f"{before}{unix_ms % 1_000:03d}{after}"
+
+
+@lru_cache(maxsize=16)
+def _iso_around_ms(unix_seconds: int) -> tuple[str, str]:
+    before, _, after = iso(from_ms(unix_seconds * 1_000)).partition(".000")
+    return before + ".", after

@@ -6,6 +6,9 @@ from hashlib import blake2b
 from typing import Final
 from uuid import UUID
 
+# A `uuid.UUID` in every way (subclass, equal, same hash), written in C: making one takes a tenth of the time.
+from asyncpg.pgproto import pgproto
+
 _RANDOM_BITS: Final = 74
 _VERSION_7: Final = 7 << 76
 _VARIANT_RFC: Final = 0b10 << 62
@@ -13,7 +16,8 @@ _VARIANT_RFC: Final = 0b10 << 62
 
 def _assemble(unix_ms: int, random_74: int) -> UUID:
     high, low = random_74 >> 62, random_74 & ((1 << 62) - 1)
-    return UUID(int=(unix_ms & ((1 << 48) - 1)) << 80 | _VERSION_7 | high << 64 | _VARIANT_RFC | low)
+    number = (unix_ms & ((1 << 48) - 1)) << 80 | _VERSION_7 | high << 64 | _VARIANT_RFC | low
+    return pgproto.UUID(number.to_bytes(16, "big"))
 
 
 def new_id() -> UUID:
@@ -22,6 +26,11 @@ def new_id() -> UUID:
     Its time part is for sorting only: no rule may read a time out of an id, so the machine's own clock does.
     """
     return _assemble(time.time_ns() // 1_000_000, secrets.randbits(_RANDOM_BITS))
+
+
+def id_of(packed: bytes) -> UUID:
+    """Return the id that these 16 bytes are. Raises `ValueError` for another number of bytes."""
+    return pgproto.UUID(packed)
 
 
 def derived_id(unix_ms: int, *parts: bytes) -> UUID:

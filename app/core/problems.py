@@ -38,7 +38,8 @@ class Problem(Exception):  # noqa: N818 - the field's word for it (RFC 9457) is 
     """A refusal with a stable code. Subclasses set the class attributes; instances carry the particulars.
 
     `extra` is merged into the document beside the standard members, for the values a phone needs to go on
-    (`opens_at`, `held`, …). `headers` go out with the answer (`Allow`, …).
+    (`opens_at`, `held`, …). `headers` go out with the answer (`Allow`, …). A `shared` one is kept and told to many: its
+    document is written once, but for the request's id. It is never raised, so nothing of one hearer sticks to it.
     """
 
     code: ClassVar[str]
@@ -60,6 +61,7 @@ class Problem(Exception):  # noqa: N818 - the field's word for it (RFC 9457) is 
         errors: Sequence[FieldError] = (),
         extra: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
+        shared: bool = False,
     ) -> None:
         super().__init__(self.code, detail_en)
         self.detail_en = detail_en
@@ -68,6 +70,7 @@ class Problem(Exception):  # noqa: N818 - the field's word for it (RFC 9457) is 
         self.errors = tuple(errors)
         self.extra = dict(extra or {})
         self.headers = {**self.fixed_headers, **(headers or {})}
+        self.shared = shared
 
     def document(self, *, language: Language, request_id: str) -> dict[str, object]:
         """Return the problem document, ready for a JSON encoder."""

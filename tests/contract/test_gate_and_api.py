@@ -189,7 +189,7 @@ async def test_what_is_granted_carries_the_headers_of_every_answer(both: Both) -
     """Against an answer of the API that nothing is special about."""
     api = await both.client.get("/v1/time", headers={"x-request-id": REQUEST_ID})
     request = both.phone.claim()
-    headers = request.headers | {"x-request-id": REQUEST_ID}
+    headers = both.phone.headers | {"x-request-id": REQUEST_ID}
     for status in (201, 200):
         gate = await both.client.put(request.path, content=request.body, headers=headers)
         assert gate.status_code == status, gate.text

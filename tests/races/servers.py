@@ -8,6 +8,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from app.core.settings import ENVIRONMENT_PREFIX, Settings
 
@@ -26,6 +27,17 @@ class Server:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(_STOP_SECONDS)
 
+    def stop(self) -> None:
+        """End it as a deployment does, or at once if it takes too long."""
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        finally:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+
 
 def _environment(settings: Settings) -> dict[str, str]:
     told: dict[str, str] = {}
@@ -33,31 +45,31 @@ def _environment(settings: Settings) -> dict[str, str]:
         value = getattr(settings, name)
         secret = getattr(value, "get_secret_value", None)
         told[f"{ENVIRONMENT_PREFIX}{name.upper()}"] = str(secret() if secret is not None else value)
-    return {**os.environ, **told}
+    return {**os.environ, **told, f"{ENVIRONMENT_PREFIX}LOG_LEVEL": "warning"}
 
 
 @contextmanager
 def serving_processes(settings: Settings, *, count: int) -> Generator[list[Server]]:
-    """Start so many servers with these settings. A phone that comes before one is ready waits in its queue."""
+    """Start so many web workers with these settings. A phone that comes before one is ready waits in its queue."""
     servers: list[Server] = []
     try:
         for _ in range(count):
-            with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-                command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app_from_environment"]
-                command += ["--fd", str(listener.fileno()), "--log-level", "warning", "--no-access-log"]
+            with (
+                socket.create_server(("127.0.0.1", 0), backlog=1024) as listener,
+                Path(os.devnull).open("wb") as nobody,
+            ):
+                command = [sys.executable, "-m", "app.cli.web", f"--listen-fd={listener.fileno()}"]
+                command.append(f"--announce-fd={nobody.fileno()}")
                 process = subprocess.Popen(  # noqa: S603 - our own program, arguments made here
                     command,
                     env=_environment(settings),
-                    pass_fds=[listener.fileno()],
+                    pass_fds=[listener.fileno(), nobody.fileno()],
+                    # Each ends with this process, however that ends.
+                    stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                 )
                 servers.append(Server(f"http://127.0.0.1:{listener.getsockname()[1]}", process))
         yield servers
     finally:
         for server in servers:
-            server.process.terminate()
-        for server in servers:
-            try:
-                server.process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                server.kill()
+            server.stop()

@@ -24,8 +24,11 @@ _READY_SECONDS = 30.0
 _TRIES = 60
 
 
-async def _ask(client: httpx2.AsyncClient, address: str, request: Request) -> Said:
-    response = await client.put(address + request.path, content=request.body, headers=request.headers)
+async def _ask(
+    client: httpx2.AsyncClient, address: str, phone: Phone, *ordinals: int, request: Request | None = None
+) -> Said:
+    request = request or phone.claim(*ordinals)
+    response = await client.put(address + request.path, content=request.body, headers=phone.headers)
     body = json.loads(response.content)
     return Said(response.status_code, body.get("code") or body["state"], body)
 
@@ -39,7 +42,7 @@ async def test_two_hundred_phones_at_three_servers_leave_one_winner(
         limits = httpx2.Limits(max_connections=200)
         async with httpx2.AsyncClient(limits=limits, timeout=_READY_SECONDS) as client:
             answers = await asyncio.gather(
-                *(_ask(client, next(addresses), Phone.with_pass(signer, made).claim()) for _ in range(200))
+                *(_ask(client, next(addresses), Phone.with_pass(signer, made)) for _ in range(200))
             )
         told = words(answers)
         assert told["confirmed"] == 1, told
@@ -69,11 +72,12 @@ async def test_a_server_killed_in_the_crowd_loses_nothing_that_was_said(
 
             async def insist(n: int) -> Said:
                 """Ask with one id until there is an answer that stands, at the other server if this one is gone."""
-                request = Phone.with_pass(signer, made).claim(n % 2)
+                phone = Phone.with_pass(signer, made)
+                request = phone.claim(n % 2)
                 address = (doomed, survivor)[n // 2 % 2].address
                 for _ in range(_TRIES):
                     try:
-                        said = await _ask(client, address, request)
+                        said = await _ask(client, address, phone, request=request)
                     except httpx2.TransportError:
                         address = survivor.address
                         continue
@@ -106,7 +110,7 @@ async def test_a_server_killed_in_the_crowd_loses_nothing_that_was_said(
             assert heard <= set(there)
             assert len(there) == len(set(there))
             # Nobody was told "sold out" for good while a place was to come back: those who asked on got the rest.
-            late = [await _ask(client, survivor.address, Phone.with_pass(signer, made).claim(0, 1)) for _ in range(130)]
+            late = [await _ask(client, survivor.address, Phone.with_pass(signer, made), 0, 1) for _ in range(130)]
             assert len(await held(db, made)) == 120
             assert late[-1].word == "sold_out"
             assert words(said for said in answers if said is not None)["confirmed"] == len(yes)

@@ -9,69 +9,67 @@ import asyncio
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final, NamedTuple
-from uuid import UUID
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Final, cast
 
+import msgspec
 import structlog
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from app.booking.gate.errors import Busy, Contradiction, NotInForce, contradiction_in
 from app.booking.gate.ledger import Verdict, Winner
-from app.booking.gate.link import CLAIM, Argument, Links
+from app.booking.gate.link import CLAIM, OTHER_SERVER, Argument, Links
 from app.booking.gate.records import ClaimRecord
 from app.booking.gate.state import Release
+from app.core.ids import id_of
 from app.core.problems import jittered_ms
+from app.core.recent import Recent
 from app.core.settings import Settings
+from app.core.tasks import Chores
 
 _HEADER: Final = struct.Struct("<Q")
 _LENGTH: Final = struct.Struct("<H")
-_CLAIM: Final = struct.Struct("<16s8s16sQIBBB")
+# Of a packed claim: id, fingerprint, account, when the pass expires (ms), own delay (ms), together (1) and waitlist (2)
+# in one, number of people, number of choices. The people (16 bytes each) and the choices (ordinals) follow.
+HEAD: Final = struct.Struct("<16s8s16sQIBBB")
+# Every ordinal that a pool can have (a smallint), packed.
+ORDINALS: Final = tuple(struct.pack("<H", ordinal) for ordinal in range(2**15))
 _BUSY_RETRY_MS: Final = 1_500
+# Claims that are worth a call of their own while others are under way: Redis judges these while more are being read.
+_FULL_CALL: Final = 48
+# Calls of one release under way at once. Redis takes them one by one; more would only wait there instead of here.
+_CALLS_AT_ONCE: Final = 3
 # How long confirmations wait for a script call to ride on before they get one of their own.
 _CONFIRM_DELAY_SECONDS: Final = 0.05
 # Confirmations in one call; the rest rides on the next.
 _CONFIRM_LIMIT: Final = 500
-# Claim ids of which this worker knows that they were admitted: their retries go first. Oldest forgotten beyond this.
+# Claim ids of which this worker knows that they were admitted: their retries go first.
 _KNOWN_LIMIT: Final = 50_000
 
 log = structlog.get_logger(__name__)
 
 
-class Order(NamedTuple):
-    """A claim as the script takes it (see claim.lua). Ids are 16 bytes, times milliseconds."""
+# Made for each claim, and never part of a cycle: the garbage collector need not look at them (`gc=False`).
+class Order(msgspec.Struct, frozen=True, gc=False):
+    """A claim: its id, the pools that it names, all of it packed as the script takes it (see claim.lua).
+
+    `request` is the claim as the phone made it (JSON), which PostgreSQL keeps.
+    """
 
     claim_id: bytes
-    fingerprint: bytes
-    account: bytes
-    pass_expires_ms: int
-    delay_ms: int
-    people: list[bytes]
     choices: list[int]
-    together: bool
-    waitlist: bool
-
-    def pack(self) -> bytes:
-        """Return the claim as the script reads it."""
-        head = _CLAIM.pack(
-            self.claim_id,
-            self.fingerprint,
-            self.account,
-            self.pass_expires_ms,
-            self.delay_ms,
-            self.together | self.waitlist << 1,
-            len(self.people),
-            len(self.choices),
-        )
-        return head + b"".join(self.people) + pack_ordinals(self.choices)
+    packed: bytes
+    request: bytes
 
 
-def pack_ordinals(ordinals: list[int]) -> bytes:
+def pack_ordinals(ordinals: Iterable[int]) -> bytes:
     """Return pool ordinals as the scripts read them."""
-    return struct.pack(f"<{len(ordinals)}H", *ordinals)
+    return b"".join([ORDINALS[ordinal] for ordinal in ordinals])
 
 
-class ScriptAnswer(NamedTuple):
+class ScriptAnswer(msgspec.Struct, frozen=True, gc=False):
     """What the script said of one claim: its letter, what followed it, and the second by Redis's clock."""
 
     code: str
@@ -79,17 +77,21 @@ class ScriptAnswer(NamedTuple):
     now_ms: int
 
 
-class Judged(NamedTuple):
-    """What the script said of one claim and, where it admitted it, the way of the claim to a verdict."""
+class Judged(msgspec.Struct, frozen=True):
+    """What the script said of one claim; of one that it knows, the record; of one on its way, the verdict to come."""
 
     answer: ScriptAnswer
+    record: ClaimRecord | None
     verdict: asyncio.Future[Verdict] | None
 
 
-class _Waiting(NamedTuple):
+# Hears what came of a claim at the script: at once when the call is back, exactly once, and must not raise.
+Tell = Callable[[Judged | Exception], None]
+
+
+class _Waiting(msgspec.Struct, frozen=True):
     order: Order
-    request: str
-    future: asyncio.Future[Judged]
+    tell: Tell
     since_seconds: float
 
 
@@ -108,35 +110,47 @@ class Admission:
         release: Release,
         links: Links,
         settings: Settings,
+        background: Chores,
         see_through: Callable[[Winner], asyncio.Future[Verdict]],
     ) -> None:
         self.release = release
         self._links = links
+        self._background = background
         self._settings = settings
         self._see_through = see_through
         self._queue: deque[_Waiting] = deque()
         self._retries: deque[_Waiting] = deque()
         self._confirmed: deque[bytes] = deque()
-        self._known: dict[bytes, None] = {}
-        self._pump: asyncio.Task[None] | None = None
+        self._known: Recent[bytes, bool] = Recent(_KNOWN_LIMIT)
+        self._under_way = 0
+        self._is_due = False
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
         self._confirm_timer: asyncio.TimerHandle | None = None
 
-    async def admit(self, order: Order, request: str) -> Judged:
-        """Put a claim to the script and return what it said. `request` is the claim as the phone made it (JSON).
+    def put(self, order: Order, tell: Tell) -> None:
+        """Put a claim to the script, and tell what it said.
 
-        Raises `Busy` when the queue is full or the wait too long, `NotInForce` or `Contradiction` when the state cannot
-        be used, and redis's errors when the call failed (the claim may or may not have been counted).
+        Told besides: `Busy` where the wait was too long, `NotInForce` or `Contradiction` where the state cannot be
+        used, and redis's errors where the call failed (the claim may or may not have been counted). Raises `Busy`, and
+        tells nothing, when the queue is full.
         """
         waiting = len(self._queue) + len(self._retries)
-        is_retry = order.claim_id in self._known
+        is_retry = self._known.get(order.claim_id) is not None
         # A retry may find room when newcomers do not, but not without bound: an outage makes everybody a retry.
         limit = self._settings.admission_queue_limit * (2 if is_retry else 1)
         if waiting >= limit:
             raise Busy(retry_after_ms=jittered_ms(_BUSY_RETRY_MS))
-        future: asyncio.Future[Judged] = asyncio.get_running_loop().create_future()
-        (self._retries if is_retry else self._queue).append(_Waiting(order, request, future, time.monotonic()))
-        self._start_pump()
-        return await future
+        (self._retries if is_retry else self._queue).append(_Waiting(order, tell, time.monotonic()))
+        # Most come to a queue that is to be sent already.
+        if waiting + 1 >= _FULL_CALL or self._under_way == 0:
+            self._send_soon()
+
+    async def admit(self, order: Order) -> Judged | Exception:
+        """Do the same for somebody who waits here. Raises `Busy` when the queue is full."""
+        told: asyncio.Future[Judged | Exception] = asyncio.get_running_loop().create_future()
+        self.put(order, lambda outcome: None if told.done() else told.set_result(outcome))
+        return await told
 
     def confirm(self, claim_id: bytes) -> None:
         """Tell the gate, with the next call, that this claim is in PostgreSQL. Nobody waits for it."""
@@ -147,17 +161,33 @@ class Admission:
 
     async def drained(self) -> None:
         """Wait until nobody is in the queue or in the script."""
-        while self._pump is not None:
-            await asyncio.wait([self._pump])
+        await self._at_rest.wait()
 
     def _confirm_alone(self) -> None:
         self._confirm_timer = None
-        if self._confirmed:
-            self._start_pump()
+        self._send_soon()
 
-    def _start_pump(self) -> None:
-        if self._pump is None:
-            self._pump = asyncio.get_running_loop().create_task(self._run())
+    def _send_soon(self) -> None:
+        """See to it that what waits is sent: now if it fills a call, else at this tick's end, or after the call."""
+        waiting = len(self._queue) + len(self._retries)
+        while waiting >= _FULL_CALL and self._under_way < _CALLS_AT_ONCE:
+            self._send()
+            waiting = len(self._queue) + len(self._retries)
+        if (waiting or self._confirmed) and self._under_way == 0 and not self._is_due:
+            self._is_due = True
+            self._at_rest.clear()
+            asyncio.get_running_loop().call_soon(self._send_what_is_due)
+
+    def _send_what_is_due(self) -> None:
+        self._is_due = False
+        self._send()
+        if self._under_way == 0:
+            self._rest_or_send()
+
+    def _rest_or_send(self) -> None:
+        self._send_soon()
+        if self._under_way == 0 and not self._is_due:
+            self._at_rest.set()
 
     def _next_batch(self) -> list[_Waiting]:
         """Take the next claims out of the queues, and send away those that have waited too long.
@@ -170,43 +200,88 @@ class Admission:
         for queue in (self._retries, self._queue):
             while queue and (len(batch) < self._settings.batch_limit or queue[0].since_seconds < too_old_seconds):
                 waiting = queue.popleft()
-                # Whoever stopped waiting is not admitted behind their back.
-                if waiting.future.done():
-                    continue
                 if waiting.since_seconds < too_old_seconds:
-                    waiting.future.set_exception(Busy(retry_after_ms=jittered_ms(_BUSY_RETRY_MS)))
+                    _tell(waiting, Busy(retry_after_ms=jittered_ms(_BUSY_RETRY_MS)))
                 else:
                     batch.append(waiting)
         return batch
 
-    async def _run(self) -> None:
+    def _send(self) -> None:
+        """Send a call with the next claims, and with the confirmations that ride along."""
+        batch = self._next_batch()
+        confirmed = [self._confirmed.popleft() for _ in range(min(len(self._confirmed), _CONFIRM_LIMIT))]
+        if not (batch or confirmed):
+            return
+        self._under_way += 1
+        self._at_rest.clear()
+        link = self._links.claims
         try:
-            while self._queue or self._retries or self._confirmed:
-                batch = self._next_batch()
-                confirmed = [self._confirmed.popleft() for _ in range(min(len(self._confirmed), _CONFIRM_LIMIT))]
-                if not batch and not confirmed:
-                    continue
-                try:
-                    answers = await self._call([waiting.order for waiting in batch], confirmed)
-                except Exception as error:  # noqa: BLE001 - whatever it is, each of those who wait must hear of it
-                    self._fail(batch, error)
-                else:
-                    self._deliver(batch, answers)
-        finally:
-            self._pump = None
+            call = link.post([CLAIM.call(*self._arguments(link.identity, batch, confirmed))])
+        except Exception:  # noqa: BLE001 - nothing was sent: what is more than a link that is down is met again, and told
+            self._send_later(batch, confirmed)
+        else:
+            call.add_done_callback(partial(self._came_back, batch, confirmed))
+
+    def _came_back(self, batch: list[_Waiting], confirmed: list[bytes], call: "asyncio.Future[list[Any]]") -> None:
+        reply: object
+        if call.cancelled():
+            # The worker ends, and did not wait any longer.
+            reply = RedisConnectionError("given up")
+        else:
+            failure = call.exception()
+            reply = failure if failure is not None else call.result()[0]
+        if isinstance(reply, NoScriptError):
+            # Nothing was run: load it and send the same again.
+            self._send_later(batch, confirmed)
+            return
+        try:
+            answers = self._answers_in(reply, len(batch))
+        except Exception as error:  # noqa: BLE001 - whatever it is, each of those who wait must hear of it
+            self._fail(batch, error)
+        else:
+            self._deliver(batch, answers)
+        self._under_way -= 1
+        self._rest_or_send()
+
+    def _answers_in(self, reply: object, count: int) -> list[ScriptAnswer]:
+        if isinstance(reply, RedisError) or reply == OTHER_SERVER:
+            # Who answers here may be another by now: the next call looks again.
+            self._links.claims.cut()
+        if isinstance(reply, ResponseError):
+            raise contradiction_in(reply) or reply
+        if isinstance(reply, BaseException):
+            raise reply
+        return parse_answers(cast("bytes", reply), count)
+
+    def _send_later(self, batch: list[_Waiting], confirmed: list[bytes]) -> None:
+        """Send a call on a link that is not up, or to a server that does not know the script."""
+
+        async def send() -> list[object]:
+            try:
+                link = self._links.claims
+                await link.connect()
+                return [await link.run(CLAIM, *self._arguments(link.identity, batch, confirmed))]
+            except Exception as error:  # noqa: BLE001 - told like the error of any call
+                return [error]
+
+        self._background.start(send()).add_done_callback(partial(self._came_back, batch, confirmed))
 
     def _deliver(self, batch: list[_Waiting], answers: list[ScriptAnswer]) -> None:
-        for (order, request, future, _), answer in zip(batch, answers, strict=True):
-            verdict = None
-            if answer.code in "TWKP":
-                self._known[order.claim_id] = None
-                if answer.code != "K":
-                    record = ClaimRecord.unpack(UUID(bytes=order.claim_id), answer.detail)
-                    verdict = self._see_through(Winner(record, request))
-            if not future.done():
-                future.set_result(Judged(answer, verdict))
-        while len(self._known) > _KNOWN_LIMIT:
-            del self._known[next(iter(self._known))]
+        for waiting, answer in zip(batch, answers, strict=True):
+            judged: Judged | Exception
+            try:
+                judged = self._admitted(waiting, answer) if answer.code in "TWKP" else Judged(answer, None, None)
+            except Exception as error:  # noqa: BLE001 - an answer that cannot be read must not cost the others theirs
+                judged = error
+            _tell(waiting, judged)
+
+    def _admitted(self, waiting: _Waiting, answer: ScriptAnswer) -> Judged:
+        """Send an admitted claim on its way to a verdict, unless it has one."""
+        claim_id = waiting.order.claim_id
+        self._known.put(claim_id, True)  # noqa: FBT003 - a set, bounded
+        record = ClaimRecord.unpack(id_of(claim_id), answer.detail)
+        verdict = None if answer.code == "K" else self._see_through(Winner(record, waiting.order.request.decode()))
+        return Judged(answer, record, verdict)
 
     def _fail(self, batch: list[_Waiting], error: Exception) -> None:
         # One line for the whole batch: nothing on the way to a "no" may log by itself.
@@ -220,32 +295,35 @@ class Admission:
             self._retries.clear()
             self._queue.clear()
             self._confirmed.clear()
-        for order, _, future, _ in everyone:
+        for waiting in everyone:
             # It may have been counted, so its retry goes first.
-            self._known[order.claim_id] = None
-            if not future.done():
-                future.set_exception(error)
+            self._known.put(waiting.order.claim_id, True)  # noqa: FBT003 - a set, bounded
+            _tell(waiting, error)
 
-    async def _call(self, orders: list[Order], confirmed: list[bytes]) -> list[ScriptAnswer]:
+    def _arguments(
+        self, identity: str, batch: list[_Waiting], confirmed: list[bytes]
+    ) -> tuple[list[str], list[Argument]]:
         release = self.release
         keys = release.keys
-        ordinals = sorted({ordinal for order in orders for ordinal in order.choices})
-        async with self._links.lend() as link:
-            arguments: list[Argument] = [
-                link.identity,
-                release.epoch,
-                self._settings.pending_deadline_ms,
-                pack_ordinals(ordinals),
-                b"".join(confirmed),
-                b"".join([order.pack() for order in orders]),
-            ]
-            names = [keys.meta, keys.pools, keys.claims, keys.people, keys.accounts, keys.pending]
-            names.extend(release.free_maps[ordinal] for ordinal in ordinals)
-            try:
-                reply = await link.run(CLAIM, names, arguments)
-            except ResponseError as error:
-                raise contradiction_in(error) or error from None
-        return parse_answers(reply, len(orders))
+        ordinals = sorted({ordinal for waiting in batch for ordinal in waiting.order.choices})
+        names = [keys.meta, keys.pools, keys.claims, keys.people, keys.accounts, keys.pending]
+        names.extend(release.free_maps[ordinal] for ordinal in ordinals)
+        return names, [
+            identity,
+            release.epoch,
+            self._settings.pending_deadline_ms,
+            pack_ordinals(ordinals),
+            b"".join(confirmed),
+            b"".join([waiting.order.packed for waiting in batch]),
+        ]
+
+
+def _tell(waiting: _Waiting, outcome: Judged | Exception) -> None:
+    try:
+        waiting.tell(outcome)
+    except Exception:
+        # A defect of ours must cost one answer, not those of the whole batch.
+        log.exception("gate_answer_failed")
 
 
 def parse_answers(reply: bytes, count: int) -> list[ScriptAnswer]:
@@ -258,10 +336,18 @@ def parse_answers(reply: bytes, count: int) -> list[ScriptAnswer]:
     (now_ms,) = _HEADER.unpack_from(reply, 1)
     at = 1 + _HEADER.size
     answers: list[ScriptAnswer] = []
+    # Of one letter without anything more, as most are, there is one answer for all.
+    bare: dict[int, ScriptAnswer] = {}
     for _ in range(count):
-        code = chr(reply[at])
+        letter = reply[at]
         (length,) = _LENGTH.unpack_from(reply, at + 1)
         at += 1 + _LENGTH.size
-        answers.append(ScriptAnswer(code, reply[at : at + length], now_ms))
-        at += length
+        if length:
+            answers.append(ScriptAnswer(chr(letter), reply[at : at + length], now_ms))
+            at += length
+        else:
+            answer = bare.get(letter)
+            if answer is None:
+                answer = bare[letter] = ScriptAnswer(chr(letter), b"", now_ms)
+            answers.append(answer)
     return answers

@@ -6,7 +6,13 @@ from typing import Any, Final
 from app.booking.gate.desk import Desk, Request
 from app.core.problems import BodyTooLarge
 from app.core.web.documents import Answer, problem_answer
-from app.core.web.headers import REQUEST_ID_HEADER, announced_bytes, request_id_for, with_common_headers
+from app.core.web.headers import (
+    REQUEST_ID_NAME,
+    announced_bytes,
+    headers_by_name,
+    request_id_for,
+    with_common_headers,
+)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -14,7 +20,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_REQUEST_ID_NAME: Final = REQUEST_ID_HEADER.lower()
 # What comes with these means nothing (RFC 9110, section 9.3.1), so nobody waits for it.
 _BODILESS_METHODS: Final = frozenset({"GET", "HEAD"})
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
@@ -38,24 +43,27 @@ class GateInFront:
             return
         desk = self._desk()
         method, path = scope["method"], scope["path"]
-        # Backwards, so that of a header that comes twice the first counts, as it does in the application.
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
-        if desk is None or not desk.is_mine(method, path, headers.get("authorization", "")):
+        headers = headers_by_name(scope["headers"])
+        if desk is None or not desk.is_mine(method, path, headers.get(b"authorization", b"")):
             await self.behind(scope, receive, send)
             return
         # Known beforehand, so that a phone which waits for a "100 Continue" hears of it instead.
-        is_too_large = announced_bytes(headers.get("content-length")) > self._body_limit_bytes
+        is_too_large = announced_bytes(headers.get(b"content-length")) > self._body_limit_bytes
         body: bytes | None = b""
         if not (is_too_large or method in _BODILESS_METHODS):
             body = await _read_body(receive, self._body_limit_bytes)
         if body is None:
             return
-        request_id = request_id_for(headers.get(_REQUEST_ID_NAME))
+        request_id = request_id_for(headers.get(REQUEST_ID_NAME))
+        request = Request(method, path, headers, body, request_id)
         if is_too_large or len(body) > self._body_limit_bytes:
-            accept_language = headers.get("accept-language")
-            answer = problem_answer(BodyTooLarge(), accept_language=accept_language, request_id=request_id)
+            answer = problem_answer(
+                BodyTooLarge(),
+                accept_language=(request.accept_language or b"").decode("latin-1"),
+                request_id=request_id,
+            )
         else:
-            answer = await desk.answer(Request(method, path, headers, body, request_id))
+            answer = await desk.answer(request)
         await _send(send, answer, request_id, is_head=method == "HEAD")
 
 
@@ -79,7 +87,8 @@ async def _read_body(receive: Receive, limit_bytes: int) -> bytes | None:
 
 async def _send(send: Send, answer: Answer, request_id: str, *, is_head: bool) -> None:
     headers = with_common_headers(answer.headers, request_id)
+    body = answer.body_for(request_id.encode("ascii"))
     if answer.status not in _NO_BODY_STATUSES:
-        headers.append((b"content-length", str(len(answer.body)).encode()))
+        headers.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if is_head else answer.body})
+    await send({"type": "http.response.body", "body": b"" if is_head else body})

@@ -15,7 +15,7 @@
 --       3 how long a claim may stay pending, ms
 --       4 ordinals (I2 each) of the pools that these claims name
 --       5 ids (16 bytes each) of claims that are in PostgreSQL by now
---       6 claims, one after another: see CLAIM, then the people (16 bytes each), then the choices (ordinals, I2 each)
+--       6 claims, one after another: see CLAIM_BYTES, then the people (16 bytes each), then the choices (ordinals, I2 each)
 --
 -- Answers one string: "C" no state, or one that is being made anew, "I" other server, "S" other epoch; or
 --   "O" now_ms (I8), then for each claim a code (one letter), the length of what follows (I2), and that:
@@ -26,17 +26,19 @@
 --   L limit reached: "p" and the person, or "a"   F full, for now   G full, finally
 --   U it would be B or L, but for claims of which PostgreSQL may still know nothing
 
--- id, fingerprint, account, when the pass expires (ms), own delay (ms), together and waitlist as bits, people, choices
-local CLAIM = '<c16c8c16I8I4BBB'
+local pack, unpack_struct, byte, sub = struct.pack, struct.unpack, string.byte, string.sub
+
+-- id (16), fingerprint (8), account (16), when the pass expires (ms, I8), own delay (ms, I4), together (1) and
+-- waitlist (2) in one (B), number of people (B), number of choices (B)
 local CLAIM_BYTES = 55
 local POOL = '<I4I4I4I4I4I4B' -- free, capacity, waiting, waitlist_limit, pending, lowest byte with a free bit, open
 local BOOKED_BYTES = 22 -- ordinal I2, place I4 (0: waiting), claim id
 local CLAIM_HEAD_BYTES = 44 -- revision I4, fingerprint 8, account 16, seq I8, decided_ms I8
 local STATUS_CONFIRMED, STATUS_WAITING = 1, 2
+-- The answers of a letter and nothing more, as most are.
+local BARE = {M = 'M\0\0', X = 'X\0\0', Z = 'Z\0\0', F = 'F\0\0', G = 'G\0\0', U = 'U\0\0'}
 -- Lua hands over some 8,000 values at once and no more; an even number keeps fields and values together.
 local UNPACK_LIMIT = 4000
-
-local pack, unpack_struct = struct.pack, struct.unpack
 
 local meta = redis.call('HMGET', KEYS[1], 'epoch', 'identity', 'opens_ms', 'closes_ms', 'person_limit',
     'account_limit', 'seq', 'version')
@@ -51,29 +53,47 @@ local opens_ms, closes_ms = tonumber(meta[3]), tonumber(meta[4])
 local person_limit, account_limit = tonumber(meta[5]), tonumber(meta[6])
 local seq = tonumber(meta[7])
 
-local function split(packed, bytes, format)
+local function split(packed, bytes)
     local parts = {}
-    for at = 1, #packed, bytes do
-        parts[#parts + 1] = format and unpack_struct(format, packed, at) or packed:sub(at, at + bytes - 1)
-    end
+    for at = 1, #packed, bytes do parts[#parts + 1] = packed:sub(at, at + bytes - 1) end
     return parts
 end
 
-local ordinals, confirmed, claims = split(ARGV[4], 2, '<I2'), split(ARGV[5], 16), {}
+local function read_ordinals(packed, into)
+    for at = 1, #packed, 2 do
+        local low, high = byte(packed, at, at + 1)
+        into[#into + 1] = low + 256 * high
+    end
+    return into
+end
+
+local ordinals, confirmed = read_ordinals(ARGV[4], {}), split(ARGV[5], 16)
+
+-- The claims of this call: claim n is the nth of each list, its people are persons[first_person[n]] to
+-- persons[first_person[n + 1] - 1], and its choices in the same way. Lists, because a table for each claim would cost
+-- more than all that a refusal needs besides.
+local ids, accounts, starts_at, expires_ms, delay_ms, flags = {}, {}, {}, {}, {}, {}
+local persons, first_person, choices, first_choice = {}, {1}, {}, {1}
 do
-    local packed, at = ARGV[6], 1
-    while at <= #packed do
-        local claim = {}
-        local flags, people, choices
-        claim.id, claim.fingerprint, claim.account, claim.expires_ms, claim.delay_ms, flags, people, choices =
-            unpack_struct(CLAIM, packed, at)
-        claim.together, claim.waitlist = flags % 2 == 1, flags >= 2
+    local packed, at, n, people, wishes = ARGV[6], 1, 0, 0, 0
+    local last = #packed
+    while at <= last do
+        n = n + 1
+        starts_at[n], ids[n], accounts[n] = at, sub(packed, at, at + 15), sub(packed, at + 24, at + 39)
+        local size, wanted
+        expires_ms[n], delay_ms[n], flags[n], size, wanted = unpack_struct('<I8I4BBB', packed, at + 40)
         at = at + CLAIM_BYTES
-        claim.people = split(packed:sub(at, at + 16 * people - 1), 16)
-        at = at + 16 * people
-        claim.choices = split(packed:sub(at, at + 2 * choices - 1), 2, '<I2')
-        at = at + 2 * choices
-        claims[#claims + 1] = claim
+        for i = people + 1, people + size do
+            persons[i] = sub(packed, at, at + 15)
+            at = at + 16
+        end
+        for i = wishes + 1, wishes + wanted do
+            local low, high = byte(packed, at, at + 1)
+            choices[i] = low + 256 * high
+            at = at + 2
+        end
+        people, wishes = people + size, wishes + wanted
+        first_person[n + 1], first_choice[n + 1] = people + 1, wishes + 1
     end
 end
 
@@ -109,12 +129,6 @@ for _, id in ipairs(confirmed) do
     end
 end
 
--- What the claims of this call need to know, in three commands.
-local ids, persons, accounts = {}, {}, {}
-for i, claim in ipairs(claims) do
-    ids[i], accounts[i] = claim.id, claim.account
-    for _, person in ipairs(claim.people) do persons[#persons + 1] = person end
-end
 local record_of, booked_of, count_of = {}, {}, {}
 local function read_all(key, fields, into, empty)
     for from = 1, #fields, UNPACK_LIMIT do
@@ -135,6 +149,8 @@ local function any_pending() return next(pending_now) ~= nil or redis.call('ZCAR
 
 local function booked_in(person, ordinal)
     local booked = booked_of[person]
+    -- Most hold nothing.
+    if booked == '' then return nil end
     for at = 1, #booked, BOOKED_BYTES do
         local there, place, claim = unpack_struct('<I2I4c16', booked, at)
         if there == ordinal then return place, claim end
@@ -152,22 +168,26 @@ local function take(ordinal)
     return place
 end
 
+-- What follows takes people and choices as the first and the last of them in their lists.
+
 -- Books nothing: finds for these people the first pool in order of preference that has room for all of them.
 -- Returns an ordinal; nil where no pool has room; nil, 'B' and the booking where one of them is booked there already;
 -- nil and 'U' where that booking is not settled yet.
-local function first_fit(people, choices)
-    for _, ordinal in ipairs(choices) do
+local function first_fit(person, last_person, choice, last_choice)
+    local size = last_person - person + 1
+    for i = choice, last_choice do
+        local ordinal = choices[i]
         local pool = pools[ordinal]
-        for _, person in ipairs(people) do
-            local place, holder = booked_in(person, ordinal)
+        for j = person, last_person do
+            local place, holder = booked_in(persons[j], ordinal)
             if place then
                 -- Told as a yes, it would be one that PostgreSQL may never hold.
                 if is_pending(holder) then return nil, 'U', '' end
-                return nil, 'B', holder .. person .. pack('<I2I4', ordinal, place)
+                return nil, 'B', holder .. persons[j] .. pack('<I2I4', ordinal, place)
             end
         end
         -- Nobody new passes those who wait.
-        if pool and pool.open == 1 and pool.waiting == 0 and pool.free >= #people then return ordinal end
+        if pool and pool.open == 1 and pool.waiting == 0 and pool.free >= size then return ordinal end
     end
     return nil
 end
@@ -175,64 +195,52 @@ end
 local function has_pending(person)
     local booked = booked_of[person]
     for at = 1, #booked, BOOKED_BYTES do
-        if is_pending(booked:sub(at + 6, at + BOOKED_BYTES - 1)) then return true end
+        if is_pending(sub(booked, at + 6, at + BOOKED_BYTES - 1)) then return true end
     end
     return false
 end
 
 -- Returns nothing within the limits; otherwise 'L' and whose limit it is, or 'U' where it may not be reached after all.
-local function limit_hit(people, account, more)
-    for _, person in ipairs(people) do
-        if #booked_of[person] / BOOKED_BYTES + 1 > person_limit then
-            if has_pending(person) then return 'U', '' end
-            return 'L', 'p' .. person
+local function limit_hit(person, last_person, account)
+    for i = person, last_person do
+        if #booked_of[persons[i]] / BOOKED_BYTES + 1 > person_limit then
+            if has_pending(persons[i]) then return 'U', '' end
+            return 'L', 'p' .. persons[i]
         end
     end
-    if count_of[account] + more > account_limit then
+    if count_of[account] + last_person - person + 1 > account_limit then
         -- Which claims are the account's is not kept here: any that is pending may be one of them.
         if any_pending() then return 'U', '' end
         return 'L', 'a'
     end
 end
 
--- Finds the pool in which this person may wait: the first choice whose waiting list has room.
-local function waiting_room(choices)
-    for _, ordinal in ipairs(choices) do
-        local pool = pools[ordinal]
+-- Finds the pool in which one more person may wait: the first choice whose waiting list has room.
+local function waiting_room(choice, last_choice)
+    for i = choice, last_choice do
+        local pool = pools[choices[i]]
         if pool and pool.open == 1 and pool.waiting < pool.waitlist_limit
-            and (pool.free == 0 or pool.waiting > 0) then return ordinal end
+            and (pool.free == 0 or pool.waiting > 0) then return choices[i] end
     end
 end
 
 -- "Sold out" is final only when nothing can come back by itself: no free place, no claim between Redis and PostgreSQL.
 -- For those who would wait, a place in the queue comes back as well, when a waiter's claim turns out to be void.
-local function is_final(claim)
-    for _, ordinal in ipairs(claim.choices) do
-        local pool = pools[ordinal]
+local function is_final(choice, last_choice, waitlist)
+    for i = choice, last_choice do
+        local pool = pools[choices[i]]
         if pool and pool.open == 1 and (pool.pending > 0 or pool.free > 0
-            or (claim.waitlist and pool.waiting > 0 and any_pending())) then
+            or (waitlist and pool.waiting > 0 and any_pending())) then
             return false
         end
     end
     return true
 end
 
--- Places one group of a claim, or lets a single person wait, and adds what came of it to `entries`.
--- Returns nothing then; otherwise why not (a code of the answer) and its detail.
-local function place_group(claim, group, entries)
-    local ordinal, why, detail = first_fit(group, claim.choices)
-    if why then return why, detail end
-    why, detail = limit_hit(group, claim.account, #group)
-    if why then return why, detail end
-    local waits = false
-    if not ordinal and claim.waitlist and #group == 1 then
-        ordinal = waiting_room(claim.choices)
-        waits = ordinal ~= nil
-    end
-    if not ordinal then return 'F', '' end
-
-    local pool = pools[ordinal]
-    for _, person in ipairs(group) do
+-- Books a place for each of these people, or lets a single person wait. Returns what came of it, as records.py has it.
+local function enter(n, person, last_person, ordinal, waits)
+    local pool, account, entries = pools[ordinal], accounts[n], ''
+    for i = person, last_person do
         local place, shown, status = 0, 0, STATUS_WAITING
         if waits then
             pool.waiting = pool.waiting + 1
@@ -241,66 +249,95 @@ local function place_group(claim, group, entries)
             place = take(ordinal)
             shown, status = place, STATUS_CONFIRMED
         end
-        entries[#entries + 1] = person .. pack('<I2I4B', ordinal, shown, status)
-        booked_of[person] = booked_of[person] .. pack('<I2I4c16', ordinal, place, claim.id)
-        changed_people[person] = true
+        entries = entries .. persons[i] .. pack('<I2I4B', ordinal, shown, status)
+        booked_of[persons[i]] = booked_of[persons[i]] .. pack('<I2I4c16', ordinal, place, ids[n])
+        changed_people[persons[i]] = true
     end
     changed_pools[ordinal] = true
-    count_of[claim.account] = count_of[claim.account] + #group
-    changed_accounts[claim.account] = true
-    entries.someone_placed = entries.someone_placed or not waits
+    count_of[account] = count_of[account] + last_person - person + 1
+    changed_accounts[account] = true
+    return entries
+end
+
+-- Places people of claim n as one group. Returns entries and whether they wait; or nil, why not (a code of the answer)
+-- and its detail.
+local function place_group(n, person, last_person)
+    local choice, last_choice = first_choice[n], first_choice[n + 1] - 1
+    local ordinal, why, detail = first_fit(person, last_person, choice, last_choice)
+    if why then return nil, why, detail end
+    why, detail = limit_hit(person, last_person, accounts[n])
+    if why then return nil, why, detail end
+    local waits = false
+    if not ordinal and flags[n] >= 2 and last_person == person then
+        ordinal = waiting_room(choice, last_choice)
+        waits = ordinal ~= nil
+    end
+    if not ordinal then return nil, 'F', '' end
+    return enter(n, person, last_person, ordinal, waits), waits
+end
+
+-- Places the people of claim n one by one. Returns the same, with what came of all who got in. What is told where
+-- nobody did is that something is undecided, or else the first refusal that is not "full", if there is one.
+local function place_each(n)
+    local all, all_wait, refusal, detail = '', true, nil, nil
+    for i = first_person[n], first_person[n + 1] - 1 do
+        local entries, why, more = place_group(n, i, i)
+        if entries then
+            all, all_wait = all .. entries, all_wait and why
+        elseif refusal == nil or refusal == 'F' or why == 'U' then
+            refusal, detail = why, more
+        end
+    end
+    if all ~= '' then return all, all_wait end
+    return nil, refusal, detail
 end
 
 -- Returns the answer that needs no look at the stock, or nil: the claim is known, too late or too early.
-local function answered_already(claim)
+local function answered_already(n)
     -- Before any test of stock or time: a winner who asks again must hear of the win.
-    local known = record_of[claim.id]
+    local known = record_of[ids[n]]
     if known then
-        if known:sub(5, 12) ~= claim.fingerprint then return 'M', '' end
-        if is_pending(claim.id) then return 'P', known end
+        if sub(known, 5, 12) ~= sub(ARGV[6], starts_at[n] + 16, starts_at[n] + 23) then return 'M', '' end
+        if is_pending(ids[n]) then return 'P', known end
         return 'K', known
     end
-    if now_ms >= claim.expires_ms then return 'X', '' end
-    if now_ms < opens_ms + claim.delay_ms then return 'N', pack('<I8', opens_ms + claim.delay_ms) end
+    if now_ms >= expires_ms[n] then return 'X', '' end
+    if now_ms < opens_ms + delay_ms[n] then return 'N', pack('<I8', opens_ms + delay_ms[n]) end
     if now_ms >= closes_ms then return 'Z', '' end
 end
 
-local function judge(claim)
-    local code, answer = answered_already(claim)
-    if code then return code, answer end
+local function judge(n)
+    local code, detail = answered_already(n)
+    if code then return code, detail end
 
-    -- Each group is placed as one: everybody at once, or one by one.
-    local groups = {}
-    if claim.together then groups[1] = claim.people else
-        for i, person in ipairs(claim.people) do groups[i] = {person} end
+    local entries, waits
+    if flags[n] % 2 == 1 then
+        entries, waits, detail = place_group(n, first_person[n], first_person[n + 1] - 1)
+    else
+        entries, waits, detail = place_each(n)
     end
-    -- What is told is that something is undecided, or else the first refusal that is not "full", if there is one.
-    local entries, refusal, detail = {someone_placed = false}, nil, nil
-    for _, group in ipairs(groups) do
-        local why, more = place_group(claim, group, entries)
-        if why and (refusal == nil or refusal == 'F' or why == 'U') then refusal, detail = why, more end
-    end
-
-    if #entries > 0 then
+    if entries then
         seq = seq + 1
-        local record = pack('<I4c8c16I8I8', 1, claim.fingerprint, claim.account, seq, now_ms) .. table.concat(entries)
-        record_of[claim.id], pending_now[claim.id], new_claims[claim.id] = record, true, record
-        return entries.someone_placed and 'T' or 'W', record
+        local fingerprint = sub(ARGV[6], starts_at[n] + 16, starts_at[n] + 23)
+        local record = pack('<I4c8c16I8I8', 1, fingerprint, accounts[n], seq, now_ms) .. entries
+        record_of[ids[n]], pending_now[ids[n]], new_claims[ids[n]] = record, true, record
+        return waits and 'W' or 'T', record
     end
+    local refusal = waits
     if refusal == 'B' then
-        local holder = detail:sub(1, 16)
+        local holder = sub(detail, 1, 16)
         return 'B', detail .. (record_of[holder] or redis.call('HGET', KEYS[3], holder) or '')
     end
-    if refusal == 'F' and is_final(claim) then return 'G', '' end
+    if refusal == 'F' and is_final(first_choice[n], first_choice[n + 1] - 1, flags[n] >= 2) then return 'G', '' end
     return refusal, detail
 end
 
 local answers = {'O', pack('<I8', now_ms)}
-for _, claim in ipairs(claims) do
+for n = 1, #ids do
     -- The count of an account comes as a string from the hash; make it a number once.
-    count_of[claim.account] = tonumber(count_of[claim.account])
-    local code, detail = judge(claim)
-    answers[#answers + 1] = code .. pack('<I2', #detail) .. detail
+    count_of[accounts[n]] = tonumber(count_of[accounts[n]])
+    local code, detail = judge(n)
+    answers[n + 2] = detail == '' and BARE[code] or code .. pack('<I2', #detail) .. detail
 end
 
 -- Write.

@@ -4,7 +4,8 @@ Whatever can be checked without asking anybody is checked here, in memory, befor
 """
 
 import asyncio
-from hashlib import blake2b
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -12,22 +13,17 @@ import msgspec
 import structlog
 
 from app.booking.gate.admission import Order
-from app.booking.gate.errors import (
-    DuplicateChoice,
-    DuplicatePerson,
-    NotEligible,
-    PassInvalid,
-    TooManyPeople,
-    UnknownPool,
-)
-from app.booking.gate.gate import Availability, Decided, Gate, Pending
+from app.booking.gate.errors import GateUnreachable
+from app.booking.gate.gate import Availability, Decided, Gate, Outcome
 from app.booking.gate.limits import AccountLimit
+from app.booking.gate.orders import OrderBook, id_bytes
 from app.booking.gate.passes import Pass, PassSigner
-from app.booking.gate.reading import read_claim, repeated
 from app.booking.gate.records import PoolCounts
-from app.booking.gate.state import Release, ReleaseSetup
+from app.booking.gate.rooms import Room
+from app.booking.gate.state import ReleaseSetup
 from app.booking.gate.wire import AvailabilityView, ClaimBody, PendingView, PoolAvailability, PoolState, claim_view
-from app.core.clock import from_ms, iso
+from app.core.clock import iso_of_ms
+from app.core.ids import id_of
 from app.core.problems import (
     FieldError,
     InternalError,
@@ -44,21 +40,45 @@ from app.core.web.strict_json import is_json
 CLAIM_PATH: Final = "/v1/claims/"
 RELEASE_PATH: Final = "/v1/releases/"
 AVAILABILITY_SUFFIX: Final = "/availability"
-JSON_MEDIA_TYPE: Final = "application/json"
-_JSON_TYPE: Final = (b"content-type", JSON_MEDIA_TYPE.encode())
+JSON_MEDIA_TYPE: Final = b"application/json"
+_JSON_HEADERS: Final = ((b"content-type", JSON_MEDIA_TYPE),)
 
 log = structlog.get_logger(__name__)
 
 
-class Request(NamedTuple):
-    """A request, as every transport can give it. Header names are lower case."""
+class Request:
+    """A request, as every transport can give it: of its headers only what the gate reads.
 
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
-    # Names the request in problems and in the log; the transport sends it back.
-    request_id: str = ""
+    `request_id` names it in problems and in the log; the transport sends it back.
+    """
+
+    __slots__ = (
+        "accept_language",
+        "authorization",
+        "body",
+        "content_type",
+        "if_none_match",
+        "method",
+        "path",
+        "request_id",
+    )
+
+    def __init__(
+        self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes = b"", request_id: str = ""
+    ) -> None:
+        """Take what is read of the headers, whose names are lower case."""
+        self.method = method
+        self.path = path
+        self.body = body
+        self.request_id = request_id
+        self.authorization = headers.get(b"authorization", b"")
+        self.content_type = headers.get(b"content-type")
+        self.accept_language = headers.get(b"accept-language")
+        self.if_none_match = headers.get(b"if-none-match")
+
+
+# Takes the answer to a request: once, and must not raise.
+Reply = Callable[[Answer], None]
 
 
 _encode = msgspec.json.Encoder().encode
@@ -67,9 +87,17 @@ _encode = msgspec.json.Encoder().encode
 class _Poll(NamedTuple):
     """An availability answer that is repeated for a moment."""
 
-    until_seconds: float
-    etag: str
-    body: bytes
+    until_ms: int
+    etag: bytes
+    whole: Answer
+    unchanged: Answer
+
+    def answer(self, request: Request) -> Answer:
+        """Return the answer to one who asks, who may have it already."""
+        asked = request.if_none_match
+        if asked is not None and (self.etag in asked or asked.strip() == b"*"):
+            return self.unchanged
+        return self.whole
 
 
 class Desk:
@@ -78,83 +106,136 @@ class Desk:
     def __init__(self, gate: Gate, signer: PassSigner) -> None:
         self._gate = gate
         self._signer = signer
-        self._people_limit = gate.settings.people_per_claim_limit
-        self._choices_limit = gate.settings.choices_per_claim_limit
+        self.body_limit_bytes = gate.settings.body_limit_bytes
+        self._orders = OrderBook(gate.settings)
         # Counted apart: who asks what became of a claim takes nothing from the claims.
         self._claims = AccountLimit("claims", gate.settings.claim_rate_per_second, gate.clock.now_ms)
         self._questions = AccountLimit("questions", gate.settings.claim_rate_per_second, gate.clock.now_ms)
         self._polls: dict[UUID, _Poll] = {}
         self._asking: dict[UUID, asyncio.Task[_Poll]] = {}
+        # The claims of this tick.
+        self._handed_in: list[tuple[Request, Reply]] = []
 
     @staticmethod
-    def is_mine(method: str, path: str, authorization: str) -> bool:
+    def is_mine(method: str, path: str, authorization: bytes) -> bool:
         """Say whether the gate answers this request. Everything else is for the application behind it."""
         if path.startswith(CLAIM_PATH):
             if method in {"GET", "HEAD"}:
-                return authorization[:5].lower() == "pass "
+                return authorization[:5].lower() == b"pass "
             return method != "DELETE"
         return path.startswith(RELEASE_PATH) and path.endswith(AVAILABILITY_SUFFIX)
 
     async def answer(self, request: Request) -> Answer:
         """Answer a request. Never raises: what goes wrong is an answer too."""
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.take(request, lambda answer: None if answered.done() else answered.set_result(answer))
+        return await answered
+
+    def take(self, request: Request, reply: Reply) -> None:
+        """Answer a request by calling `reply`: before this returns, or later. Never raises.
+
+        What needs nobody's word is answered at once. Claims are seen to at the end of the tick, all together; only what
+        is rare, or was admitted, gets a task of its own.
+        """
+        if request.method == "PUT" and request.path.startswith(CLAIM_PATH):
+            self._handed_in.append((request, reply))
+            if len(self._handed_in) == 1:
+                asyncio.get_running_loop().call_soon(self._see_to_claims)
+            return
         try:
-            return await self._answer(request)
-        except Problem as problem:
-            return _told(problem, request)
-        except Exception:
-            # A defect of ours. The phone hears it in the form of every other refusal, and may try again.
-            log.exception("gate_failed", method=request.method, request_id=request.request_id)
-            return _told(InternalError(), request)
+            if not request.path.startswith(CLAIM_PATH):
+                self._availability(request, reply)
+            elif request.method in {"GET", "HEAD"}:
+                self._later(self._get_claim(request), request, reply)
+            else:
+                raise MethodNotAllowed(headers={"Allow": "DELETE, GET, HEAD, PUT"})  # noqa: TRY301 - told below
+        except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the phone must hear of it
+            reply(_failed(error, request))
 
-    async def _answer(self, request: Request) -> Answer:
-        if not request.path.startswith(CLAIM_PATH):
-            return await self._availability(request)
-        match request.method:
-            case "PUT":
-                return await self._put_claim(request)
-            case "GET" | "HEAD":
-                return await self._get_claim(request)
-            case _:
-                raise MethodNotAllowed(headers={"Allow": "DELETE, GET, HEAD, PUT"})
+    def _later(self, answering: Coroutine[None, None, Answer], request: Request, reply: Reply) -> None:
+        def came(task: asyncio.Task[Answer]) -> None:
+            # Ended with the worker, it leaves its phone with a word, too.
+            error = GateUnreachable() if task.cancelled() else task.exception()
+            reply(task.result() if error is None else _failed(error, request))
 
-    async def _put_claim(self, request: Request) -> Answer:
-        claim_id = _id_in_path(request.path[len(CLAIM_PATH) :], "claim_id")
-        media_type = request.headers.get("content-type")
-        if media_type != JSON_MEDIA_TYPE and request.body and not is_json(media_type):
+        self._gate.background.start(answering).add_done_callback(came)
+
+    def _see_to_claims(self) -> None:
+        """Take the claims of this tick to the gate, one step after the other for all of them.
+
+        Not one claim after the other: the code of all the steps does not fit into a processor's first cache, and would
+        be fetched anew for each claim. At a hundred claims a tick this halves what a claim costs.
+        """
+        handed_in, self._handed_in = self._handed_in, []
+        passed: list[tuple[Request, Reply, Pass]] = []
+        for request, reply in handed_in:
+            try:
+                passed.append((request, reply, self._pass_of_claim(request)))
+            except Exception as error:  # noqa: BLE001 - as in `take`
+                reply(_failed(error, request))
+        ordered: list[tuple[Request, Reply, Room, Order]] = []
+        for request, reply, contents in passed:
+            try:
+                claim_id = _claim_id_in(request.path)
+                room = self._gate.entered.get(contents.release)
+                order = None if room is None else self._orders.quickly(claim_id, request.body, contents, room.release)
+                if room is None or order is None:
+                    # As rare as a fault in a claim, or the first claim to a release.
+                    self._put_carefully(claim_id, contents, room, request, reply)
+                else:
+                    ordered.append((request, reply, room, order))
+            except Exception as error:  # noqa: BLE001 - as in `take`
+                reply(_failed(error, request))
+        for request, reply, room, order in ordered:
+            self._put(room, order, request, reply)
+
+    def _pass_of_claim(self, request: Request) -> Pass:
+        """Return the pass of a claim, whose body is to be JSON."""
+        media_type = request.content_type
+        if media_type != JSON_MEDIA_TYPE and request.body and not is_json(_text_of(media_type)):
             raise UnsupportedMediaType
-        contents = self._pass_in(request, self._claims)
-        body = read_claim(request.body)
-        self._check_shape(body)
-        if body.release.bytes != contents.release:
-            raise PassInvalid("The pass is for another release.", "该凭证属于另一次放号。")
-        release = await self._gate.release(body.release)
-        order = self._order(claim_id, body, contents, release)
-        result = await self._gate.claim(body.release, order, request.body.decode())
-        match result:
-            case Pending():
-                return _pending(claim_id, result)
-            case Decided():
-                return decided_answer(result)
+        return self._pass_in(request, self._claims)
+
+    def _put_carefully(
+        self, claim_id: bytes, contents: Pass, room: Room | None, request: Request, reply: Reply
+    ) -> None:
+        claim = self._orders.read(request.body, contents)
+        if room is None:
+            self._later(self._put_claim_later(claim_id, claim, contents, request), request, reply)
+        else:
+            self._put(
+                room, self._orders.carefully(claim_id, claim, request.body, contents, room.release), request, reply
+            )
+
+    def _put(self, room: Room, order: Order, request: Request, reply: Reply) -> None:
+        try:
+            self._gate.put(room, order, partial(_tell, reply, order.claim_id, request))
+        except Exception as error:  # noqa: BLE001 - as in `take`
+            reply(_failed(error, request))
+
+    async def _put_claim_later(self, claim_id: bytes, claim: ClaimBody, contents: Pass, request: Request) -> Answer:
+        release = await self._gate.release(claim.release)
+        order = self._orders.carefully(claim_id, claim, request.body, contents, release)
+        return _outcome(claim_id, await self._gate.claim(claim.release, order), request)
 
     async def _get_claim(self, request: Request) -> Answer:
         claim_id = _id_in_path(request.path[len(CLAIM_PATH) :], "claim_id")
         contents = self._pass_in(request, self._questions)
-        result = await self._gate.known_claim(UUID(bytes=contents.release), claim_id, contents.account)
-        return _pending(claim_id, result) if isinstance(result, Pending) else decided_answer(result)
+        known = await self._gate.known_claim(id_of(contents.release), claim_id, contents.account)
+        return _outcome(claim_id.bytes, known, request)
 
-    async def _availability(self, request: Request) -> Answer:
+    def _availability(self, request: Request, reply: Reply) -> None:
         if request.method not in {"GET", "HEAD"}:
             raise MethodNotAllowed(headers={"Allow": "GET, HEAD"})
         release_id = _id_in_path(request.path[len(RELEASE_PATH) : -len(AVAILABILITY_SUFFIX)], "release_id")
-        now_seconds = self._gate.clock.now_ms() / 1000
         poll = self._polls.get(release_id)
-        if poll is None or poll.until_seconds <= now_seconds:
-            poll = await self._fresh_poll(release_id)
-        headers = [(b"etag", poll.etag.encode()), (b"cache-control", b"no-cache")]
-        asked = request.headers.get("if-none-match", "")
-        if poll.etag in asked or asked.strip() == "*":
-            return Answer(304, headers, b"")
-        return Answer(200, [*headers, _JSON_TYPE], poll.body)
+        if poll is None or poll.until_ms <= self._gate.clock.now_ms():
+            self._later(self._availability_later(release_id, request), request, reply)
+        else:
+            reply(poll.answer(request))
+
+    async def _availability_later(self, release_id: UUID, request: Request) -> Answer:
+        return (await self._fresh_poll(release_id)).answer(request)
 
     async def _fresh_poll(self, release_id: UUID) -> _Poll:
         """Ask Redis once for all who ask at this moment: pollers must not take the links from the claims."""
@@ -167,71 +248,21 @@ class Desk:
 
     async def _ask(self, release_id: UUID) -> _Poll:
         seen = await self._gate.availability(release_id)
-        until_seconds = (self._gate.clock.now_ms() + self._gate.settings.availability_age_ms) / 1000
-        poll = self._polls[release_id] = _poll_of(seen, until_seconds)
+        until_ms = self._gate.clock.now_ms() + self._gate.settings.availability_age_ms
+        poll = self._polls[release_id] = _poll_of(seen, until_ms)
         return poll
 
     def _pass_in(self, request: Request, limit: AccountLimit) -> Pass:
-        scheme, _, text = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "pass" or not text:
+        authorization = request.authorization
+        if authorization[:5].lower() != b"pass " or not (text := authorization[5:].strip()):
             raise NotAuthenticated(
                 "Send the pass of this release: Authorization: Pass <pass>.",
                 "请携带本次放号的报名凭证：Authorization: Pass <凭证>。",
                 headers={"WWW-Authenticate": "Pass"},
             )
-        contents = self._signer.verify(text.strip())
+        contents = self._signer.verify(text)
         limit.count(contents.account)
         return contents
-
-    def _check_shape(self, body: ClaimBody) -> None:
-        """Refuse lists that are empty, too long, or name the same thing twice."""
-        for field, items, limit, too_long, twice in (
-            ("people", body.people, self._people_limit, TooManyPeople, DuplicatePerson),
-            ("choices", body.choices, self._choices_limit, ValidationFailed, DuplicateChoice),
-        ):
-            if not items:
-                raise ValidationFailed(errors=[FieldError(field, "too_short", 1)])
-            if len(items) > limit:
-                raise too_long(errors=[FieldError(field, "too_long", limit)])
-            if errors := repeated(field, items):
-                raise twice(errors=errors)
-
-    def _order(self, claim_id: UUID, body: ClaimBody, contents: Pass, release: Release) -> Order:
-        choices: list[int] = []
-        for index, pool_id in enumerate(body.choices):
-            ordinal = release.ordinals.get(pool_id)
-            if ordinal is None:
-                raise UnknownPool(errors=[FieldError(f"choices[{index}]", "unknown_pool")])
-            choices.append(ordinal)
-        delay_ms = 0
-        people: list[bytes] = []
-        for person_id in body.people:
-            person = contents.person(person_id.bytes)
-            if person is None:
-                raise NotEligible(
-                    "The pass does not name this person.", "凭证中没有该人员。", extra={"person": str(person_id)}
-                )
-            for pool_id, ordinal in zip(body.choices, choices, strict=True):
-                if not person.may_claim(ordinal):
-                    raise NotEligible(extra={"person": str(person_id), "pool": str(pool_id)})
-            delay_ms = max(delay_ms, person.delay_ms)
-            people.append(person.person)
-        fingerprint = blake2b(
-            contents.release + contents.account + b"".join(people) + b"|" + bytes(str(choices), "ascii"),
-            digest_size=8,
-            person=bytes((body.together, body.waitlist)),
-        ).digest()
-        return Order(
-            claim_id.bytes,
-            fingerprint,
-            contents.account,
-            contents.expires_ms,
-            delay_ms,
-            people,
-            choices,
-            body.together,
-            body.waitlist,
-        )
 
 
 def _id_in_path(text: str, field: str) -> UUID:
@@ -245,18 +276,44 @@ def _id_in_path(text: str, field: str) -> UUID:
         raise ValidationFailed(errors=[FieldError(field, "bad_format")]) from None
 
 
+def _claim_id_in(path: str) -> bytes:
+    text = path[len(CLAIM_PATH) :]
+    return id_bytes(text) or _id_in_path(text, "claim_id").bytes
+
+
+def _text_of(header: bytes | None) -> str:
+    return "" if header is None else header.decode("latin-1")
+
+
 def _json_answer(status: int, document: object) -> Answer:
-    return Answer(status, [_JSON_TYPE], _encode(document))
+    return Answer(status, _JSON_HEADERS, _encode(document))
 
 
-def _told(problem: Problem, request: Request) -> Answer:
-    return problem_answer(
-        problem, accept_language=request.headers.get("accept-language"), request_id=request.request_id
-    )
+def _tell(reply: Reply, claim_id: bytes, request: Request, outcome: Outcome) -> None:
+    reply(_outcome(claim_id, outcome, request))
 
 
-def _pending(claim_id: UUID, pending: Pending) -> Answer:
-    return _json_answer(202, PendingView(claim_id, pending.retry_after_ms))
+def _outcome(claim_id: bytes, outcome: Outcome, request: Request) -> Answer:
+    """Return the answer that tells what came of a claim. Never raises: whoever calls has nobody else to tell."""
+    try:
+        # The commonest first.
+        if isinstance(outcome, Problem):
+            return problem_answer(
+                outcome, accept_language=_text_of(request.accept_language), request_id=request.request_id
+            )
+        if isinstance(outcome, Decided):
+            return decided_answer(outcome)
+        return _json_answer(202, PendingView(id_of(claim_id), outcome.retry_after_ms))
+    except Exception as error:  # noqa: BLE001 - the last resort, as in `take`
+        return _failed(error, request)
+
+
+def _failed(error: BaseException, request: Request) -> Answer:
+    if not isinstance(error, Problem):
+        # A defect of ours. The phone hears it in the form of every other refusal, and may try again.
+        log.error("gate_failed", method=request.method, request_id=request.request_id, exc_info=error)
+        error = InternalError()
+    return problem_answer(error, accept_language=_text_of(request.accept_language), request_id=request.request_id)
 
 
 def decided_answer(decided: Decided) -> Answer:
@@ -267,11 +324,11 @@ def decided_answer(decided: Decided) -> Answer:
     return _json_answer(200 if decided.repeated else 201, view)
 
 
-def _poll_of(seen: Availability, until_seconds: float) -> _Poll:
+def _poll_of(seen: Availability, until_ms: int) -> _Poll:
     setup = seen.release.setup
     view = AvailabilityView(
         release=seen.release.release_id,
-        as_of=iso(from_ms(seen.as_of_ms)),
+        as_of=iso_of_ms(seen.as_of_ms),
         version=seen.version,
         pools=[
             PoolAvailability(
@@ -286,7 +343,9 @@ def _poll_of(seen: Availability, until_seconds: float) -> _Poll:
     )
     # The states depend on the hour too, not only on the counts.
     phase = (seen.as_of_ms >= setup.opens_ms) + (seen.as_of_ms >= setup.closes_ms)
-    return _Poll(until_seconds, f'"{seen.release.epoch}-{seen.version}-{phase}"', _encode(view))
+    etag = f'"{seen.release.epoch}-{seen.version}-{phase}"'.encode()
+    headers = ((b"etag", etag), (b"cache-control", b"no-cache"))
+    return _Poll(until_ms, etag, Answer(200, (*headers, *_JSON_HEADERS), _encode(view)), Answer(304, headers, b""))
 
 
 def _pool_state(setup: ReleaseSetup, as_of_ms: int, counts: PoolCounts) -> PoolState:

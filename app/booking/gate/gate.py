@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Final, NamedTuple, assert_never, cast
 from uuid import UUID
 
@@ -11,8 +12,9 @@ import structlog
 from redis.exceptions import RedisError
 
 from app.booking.gate import errors
-from app.booking.gate.admission import Order
+from app.booking.gate.admission import Judged, Order
 from app.booking.gate.database import line_settings
+from app.booking.gate.keys import BALLAST_FIELD
 from app.booking.gate.ledger import Verdict, Winner
 from app.booking.gate.link import Links, ms_of_time
 from app.booking.gate.rebuild import suspend
@@ -23,7 +25,8 @@ from app.booking.gate.rooms import OUT_OF_REACH, REBUILD_RETRY_MS, Room, Rooms, 
 from app.booking.gate.state import Release
 from app.booking.gate.sweep import sweep_release
 from app.core.clock import Clock
-from app.core.problems import IdempotencyMismatch, NotFound, Problem, jittered_ms
+from app.core.ids import id_of
+from app.core.problems import IdempotencyMismatch, InternalError, NotFound, Problem, jittered_ms
 from app.core.settings import Settings
 from app.core.tasks import Chores
 
@@ -32,6 +35,8 @@ log = structlog.get_logger(__name__)
 _LINKS: Final = 4
 # How often one claim is judged anew when the state under it had to be rebuilt.
 _JUDGED_AGAIN_LIMIT: Final = 3
+# With these the script has refused a claim, and nothing is left to do but to say so.
+_FINAL_LETTERS: Final = frozenset("GFUNZLXM")
 
 
 class Decided(NamedTuple):
@@ -46,6 +51,10 @@ class Pending(NamedTuple):
     """The claim was admitted; whether PostgreSQL has it is not known yet."""
 
     retry_after_ms: int
+
+
+# What came of a claim.
+Outcome = Decided | Pending | Problem
 
 
 class PoolView(NamedTuple):
@@ -72,9 +81,13 @@ class Gate:
         self.clock = clock
         self._database = database
         self._links = Links(settings, _LINKS)
-        self._chores = Chores()
+        self.background = Chores()
         self._under_way: dict[tuple[UUID, int], asyncio.Future[Verdict]] = {}
-        self._rooms = Rooms(settings, self._links, database, self._chores, self._see_through)
+        # Claims that the script has judged and whose phones wait for more than its word.
+        self._going_on: set[asyncio.Task[Outcome]] = set()
+        self._rooms = Rooms(settings, self._links, database, self.background, self._see_through)
+        # The releases that this worker knows, by the bytes of their ids; to be read without asking anybody.
+        self.entered = self._rooms.entered
 
     @classmethod
     async def open(cls, settings: Settings, clock: Clock) -> "Gate":
@@ -102,13 +115,13 @@ class Gate:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.shutdown_grace_seconds):
                 # What does not get done in time is settled by the sweep, or by the phone's next try.
-                for room in self._rooms.entered():
+                for room in tuple(self.entered.values()):
                     await room.admission.drained()
-                while self._under_way:
-                    await asyncio.wait(self._under_way.values())
+                while under_way := {*self._under_way.values(), *self._going_on}:
+                    await asyncio.wait(under_way)
         # Cut first: on a silent line a chore that is told to end would wait for the answer to its last words.
         self._database.terminate()
-        await self._chores.end()
+        await self.background.end()
         await self._links.close()
 
     async def release(self, release_id: UUID) -> Release:
@@ -118,30 +131,112 @@ class Gate:
         """
         return (await self._rooms.room(release_id)).release
 
-    async def claim(self, release_id: UUID, order: Order, request: str) -> Decided | Pending:
-        """Put a claim through: script, PostgreSQL, answer. Raises the `Problem` with which it is refused."""
+    def put(self, room: Room, order: Order, tell: Callable[[Outcome], None]) -> None:
+        """Put a claim through: script, PostgreSQL, answer. `tell` hears what came of it, once, and must not raise.
+
+        A "no" is told from the very call in which the script says it: nobody's task has to be woken for it. Raises
+        `Busy`, and tells nothing, where the queue is full.
+        """
+
+        def judged(outcome: Judged | Exception) -> None:
+            at_once: Outcome | None = None
+            if type(outcome) is Judged:
+                try:
+                    if outcome.verdict is not None:
+                        self._tell_when_decided(room, order, outcome, tell)
+                        return
+                    at_once = _final(room, outcome)
+                except Exception:  # noqa: BLE001 - met again in `_go_on`, where there is time to say so
+                    at_once = None
+            if at_once is None:
+                self._take_on(self._go_on(room, order, outcome), tell)
+            else:
+                tell(at_once)
+
+        room.admission.put(order, judged)
+
+    def _tell_when_decided(self, room: Room, order: Order, judged: Judged, tell: Callable[[Outcome], None]) -> None:
+        """Tell what PostgreSQL says of an admitted claim, or that it is still pending when the wait is over.
+
+        From callbacks, for the same reason: at an opening, everybody who gets a place gets it within a second.
+        """
+        verdict, record = judged.verdict, judged.record
+        assert verdict is not None  # noqa: S101 - it was admitted
+        assert record is not None  # noqa: S101 - as above
+
+        is_told = False
+
+        def came(verdict: asyncio.Future[Verdict]) -> None:
+            # A phone that has waited long enough has cancelled nothing, but it has had its answer.
+            if is_told:
+                return
+            timer.cancel()
+            if not verdict.cancelled() and verdict.result() is Verdict.COMMITTED:
+                tell(Decided(room.release, record, repeated=judged.answer.code == "P"))
+            else:
+                self._take_on(self._go_on(room, order, judged), tell)
+
+        def waited() -> None:
+            nonlocal is_told
+            is_told = True
+            tell(Pending(jittered_ms(REBUILD_RETRY_MS)))
+
+        timer = asyncio.get_running_loop().call_later(self.settings.commit_wait_ms / 1000, waited)
+        verdict.add_done_callback(came)
+
+    def _take_on(self, going_on: Coroutine[None, None, Outcome], tell: Callable[[Outcome], None]) -> None:
+        def came(task: asyncio.Task[Outcome]) -> None:
+            self._going_on.discard(task)
+            # Ended with the worker, it leaves its phone with a word, too.
+            tell(_unreachable() if task.cancelled() else task.result())
+
+        task = self.background.start(going_on)
+        self._going_on.add(task)
+        task.add_done_callback(came)
+
+    async def _go_on(self, room: Room, order: Order, judged: Judged | Exception) -> Outcome:
+        """Take a claim on from its first judgement to an outcome."""
+        try:
+            return await self._heard(room, judged) or await self.claim(room.release.release_id, order)
+        except Problem as problem:
+            return problem
+        except Exception:
+            log.exception("gate_failed", claim=str(id_of(order.claim_id)))
+            return InternalError()
+
+    async def claim(self, release_id: UUID, order: Order) -> Outcome:
+        """Do what `put` does for somebody who waits here, and find the release's state, or make it, before.
+
+        Raises like `release`, and `Busy`.
+        """
         for _ in range(_JUDGED_AGAIN_LIMIT):
             room = await self._rooms.room(release_id)
-            try:
-                answer, verdict = await room.admission.admit(order, request)
-                refusal = None if answer.code in "TWPK" else refusal_of(room.release, answer)
-            except errors.NotInForce:
-                self._rooms.leave(room)
-                continue
-            except errors.Contradiction:
-                self._rooms.condemn(room, because="contradiction")
-                continue
-            except (RedisError, OSError):
-                raise errors.GateUnreachable(retry_after_ms=jittered_ms(REBUILD_RETRY_MS)) from None
-            if refusal is not None:
-                raise refusal
-            record = ClaimRecord.unpack(UUID(bytes=order.claim_id), answer.detail)
-            if verdict is None:
-                return Decided(room.release, record, repeated=True)
-            decided = await self._told(room, record, verdict, repeated=answer.code == "P")
-            if decided is not None:
-                return decided
-        raise rebuilding_again()
+            outcome = await self._heard(room, await room.admission.admit(order))
+            if outcome is not None:
+                return outcome
+        return rebuilding_again()
+
+    async def _heard(self, room: Room, judged: Judged | Exception) -> Outcome | None:
+        """Return what comes of a judgement. None: the state under it is over, and the claim is to be judged anew."""
+        try:
+            if isinstance(judged, Exception):
+                raise judged
+            answer, verdict = judged.answer, judged.verdict
+            if answer.code not in "TWPK":
+                return refusal_of(room.release, answer)
+        except errors.NotInForce:
+            self._rooms.leave(room)
+            return None
+        except errors.Contradiction:
+            self._rooms.condemn(room, because="contradiction")
+            return None
+        except (RedisError, OSError):
+            return _unreachable()
+        record = judged.record
+        assert record is not None  # noqa: S101 - with these letters the script tells of a claim that it knows
+        if verdict is None:
+            return Decided(room.release, record, repeated=True)
+        return await self._told(room, record, verdict, repeated=answer.code == "P")
 
     def _see_through(self, room: Room, winner: Winner) -> asyncio.Future[Verdict]:
         """Take an admitted claim to PostgreSQL and the verdict back to Redis, whoever still waits for it.
@@ -149,20 +244,33 @@ class Gate:
         A claim that is on its way already is not sent twice.
         """
         key = winner.record.claim_id, room.release.epoch
-        task = self._under_way.get(key)
-        if task is None:
-            task = self._under_way[key] = self._chores.start(self._decide(room, winner))
-            task.add_done_callback(lambda _: self._under_way.pop(key))
-        return task
+        decided = self._under_way.get(key)
+        if decided is None:
+            decided = self._under_way[key] = asyncio.get_running_loop().create_future()
+            room.ledger.commit(winner).add_done_callback(partial(self._verdict_came, room, winner.record, decided))
+        return decided
 
-    async def _decide(self, room: Room, winner: Winner) -> Verdict:
-        verdict = await room.ledger.commit(winner)
-        await self._after(room, winner.record, verdict)
-        return verdict
+    def _verdict_came(
+        self,
+        room: Room,
+        record: ClaimRecord,
+        decided: asyncio.Future[Verdict],
+        committing: asyncio.Future[Verdict],
+    ) -> None:
+        def settle(_: object = None) -> None:
+            del self._under_way[record.claim_id, room.release.epoch]
+            decided.set_result(verdict)
+
+        verdict = Verdict.UNKNOWN if committing.cancelled() else committing.result()
+        if verdict is Verdict.COMMITTED:
+            room.admission.confirm(record.claim_id.bytes)
+            settle()
+        else:
+            self.background.start(self._after(room, record, verdict)).add_done_callback(settle)
 
     async def _told(
         self, room: Room, record: ClaimRecord, verdict_later: asyncio.Future[Verdict], *, repeated: bool
-    ) -> Decided | Pending | None:
+    ) -> Outcome | None:
         """Wait for the verdict on an admitted claim. None: the state under it is over, and it is to be judged anew."""
         try:
             async with asyncio.timeout(self.settings.commit_wait_ms / 1000):
@@ -174,11 +282,11 @@ class Gate:
             case Verdict.COMMITTED:
                 return Decided(room.release, record, repeated=repeated)
             case Verdict.CLASH:
-                raise errors.TimeClash
+                return errors.TimeClash()
             case Verdict.VOID:
-                raise errors.ClaimVoid
+                return errors.ClaimVoid()
             case Verdict.ELSEWHERE:
-                raise IdempotencyMismatch
+                return IdempotencyMismatch()
             case Verdict.STALE | Verdict.CONTRADICTION:
                 return None
             case Verdict.UNKNOWN:
@@ -187,10 +295,8 @@ class Gate:
                 assert_never(verdict)
 
     async def _after(self, room: Room, record: ClaimRecord, verdict: Verdict) -> None:
-        """Bring Redis in line with a verdict."""
+        """Bring Redis in line with a verdict that is no yes."""
         match verdict:
-            case Verdict.COMMITTED:
-                room.admission.confirm(record.claim_id.bytes)
             case Verdict.CLASH | Verdict.VOID | Verdict.ELSEWHERE:
                 # Its tombstone, or its row in another release, is committed: nobody can book under this id any more.
                 try:
@@ -198,12 +304,12 @@ class Gate:
                 except (errors.GateError, RedisError, OSError) as error:
                     log.warning("gate_release_left_to_sweep", error=type(error).__name__)
                 else:
-                    self._chores.start(self.sweep(room.release.release_id))
+                    self.background.start(self.sweep(room.release.release_id))
             case Verdict.STALE | Verdict.CONTRADICTION:
                 # Stale too: whoever raised the epoch may have died before putting the new state in force.
                 self._rooms.condemn(room, because=verdict.name.lower())
-            case Verdict.UNKNOWN:
-                # The sweep settles it.
+            case Verdict.COMMITTED | Verdict.UNKNOWN:
+                # The first is confirmed already, the second is for the sweep to settle.
                 pass
             case _:
                 assert_never(verdict)
@@ -226,7 +332,7 @@ class Gate:
                     ]
                 )
         except (RedisError, OSError):
-            raise errors.GateUnreachable(retry_after_ms=jittered_ms(REBUILD_RETRY_MS)) from None
+            raise _unreachable() from None
         if epoch is None or int(cast("bytes", epoch)) != room.release.epoch:
             self._rooms.leave(room)
             raise rebuilding_again()
@@ -256,12 +362,13 @@ class Gate:
                 )
                 identity = link.identity
         except (RedisError, OSError):
-            raise errors.GateUnreachable(retry_after_ms=jittered_ms(REBUILD_RETRY_MS)) from None
+            raise _unreachable() from None
         same_epoch = epoch is not None and int(cast("bytes", epoch)) == room.release.epoch
         if not (same_epoch and in_force and identity == room.release.identity):
             self._rooms.leave(room)
             raise rebuilding_again()
         packed = cast("dict[bytes, bytes]", pools)
+        packed.pop(BALLAST_FIELD, None)
         if len(packed) < len(room.release.pool_ids):
             self._rooms.condemn(room, because="contradiction")
             raise rebuilding_again()
@@ -300,7 +407,7 @@ class Gate:
             async with self._links.lend() as link:
                 await suspend(link, release_id)
         except (RedisError, OSError):
-            raise errors.GateUnreachable(retry_after_ms=jittered_ms(REBUILD_RETRY_MS)) from None
+            raise _unreachable() from None
 
     async def rebuild(self, release_id: UUID) -> None:
         """Rebuild a release's state, whatever stands there now. Raises `NotFound`, and the drivers' errors."""
@@ -329,8 +436,19 @@ class Gate:
     async def retire(self, release_id: UUID) -> None:
         """Remove the state of a release that is over, unless it was needed of late. Raises like `sweep`."""
         await self.sweep(release_id)
-        room = self._rooms.get(release_id)
+        room = self.entered.get(release_id.bytes)
         # Where the sweep condemned the state, there is nothing to remove before the next round.
         if room is not None and await retire(room.release, self._links):
             log.info("gate_retired", release=str(release_id), epoch=room.release.epoch)
             self._rooms.leave(room)
+
+
+def _unreachable() -> errors.GateUnreachable:
+    return errors.GateUnreachable(retry_after_ms=jittered_ms(REBUILD_RETRY_MS))
+
+
+def _final(room: Room, judged: Judged) -> Outcome | None:
+    """Return what a judgement comes to with which nothing is left to do but to say so, or None for every other."""
+    if judged.record is not None:
+        return Decided(room.release, judged.record, repeated=True)
+    return refusal_of(room.release, judged.answer) if judged.answer.code in _FINAL_LETTERS else None

@@ -7,6 +7,11 @@ from uuid import UUID
 LOADING_EXPIRY_SECONDS: Final = 900
 # Which keys are a gate's, as `SCAN` takes it.
 EVERY_GATE_KEY: Final = "ct:{*}:*"
+# Redis keeps a hash of few small fields as a list, and reads it from its front at each look (up to 512 fields of up to
+# 64 bytes, unless told otherwise). A field that is larger makes it a table from the start, so that the three hundredth
+# holder is found as quickly as the first. It stands for nobody.
+BALLAST_FIELD: Final = b""
+BALLAST: Final = bytes(128)
 
 
 def meta_key(release_id: UUID) -> str:

@@ -18,6 +18,7 @@ from app.booking.gate.complaints import Complaints
 from app.booking.gate.database import borrowed
 from app.booking.gate.records import ClaimRecord, Status
 from app.booking.gate.state import Release
+from app.core.ids import id_of
 from app.core.settings import Settings
 
 _COMMIT: Final = """
@@ -223,7 +224,7 @@ def commit_arguments(release: Release, winners: Sequence[Winner]) -> tuple[objec
         release.release_id,
         release.epoch,
         [record.claim_id for record in records],
-        [UUID(bytes=record.account) for record in records],
+        [id_of(record.account) for record in records],
         [record.seq for record in records],
         [datetime.fromtimestamp(record.decided_ms / 1000, tz=UTC) for record in records],
         [record.fingerprint for record in records],
@@ -231,7 +232,7 @@ def commit_arguments(release: Release, winners: Sequence[Winner]) -> tuple[objec
         [record.booking_id(entry) for record, _, entry in bookings],
         [record.claim_id for record, _, _ in bookings],
         [position for _, position, _ in bookings],
-        [UUID(bytes=entry.person) for _, _, entry in bookings],
+        [id_of(entry.person) for _, _, entry in bookings],
         [entry.ordinal for _, _, entry in bookings],
         [entry.number if entry.status is Status.CONFIRMED else None for _, _, entry in bookings],
     )

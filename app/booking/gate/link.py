@@ -6,23 +6,26 @@ those that the state was built on. After any error the connection is thrown away
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha1
 from importlib import resources
 from typing import Final, cast
 
+import hiredis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.core.settings import Settings
 
 Argument = bytes | str | int
 # What every script answers when the state was built on another server than the connection believes to speak to.
-_OTHER_SERVER: Final = b"I"
+OTHER_SERVER: Final = b"I"
 Reply = bytes | int | list["Reply"] | dict[bytes, bytes] | None
 
 
@@ -40,6 +43,10 @@ class Script:
         self.source = resources.files(__package__ or "").joinpath(f"{name}.lua").read_bytes()
         self.sha = sha1(self.source, usedforsecurity=False).hexdigest()
 
+    def call(self, keys: Sequence[str], arguments: Sequence[Argument]) -> list[Argument]:
+        """Return the command that runs it, where the server knows it."""
+        return ["EVALSHA", self.sha, len(keys), *keys, *arguments]
+
 
 CLAIM: Final = Script("claim")
 SETTLE: Final = Script("settle")
@@ -47,33 +54,156 @@ ACTIVATE: Final = Script("activate")
 RETIRE: Final = Script("retire")
 
 
-class Link:
-    """One connection. Used by one task at a time; see `Links`."""
+class _Expected:
+    """The replies to some commands that were sent in one write."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    __slots__ = ("count", "future", "replies")
+
+    def __init__(self, count: int, future: "asyncio.Future[list[Reply | RedisError]]") -> None:
+        self.count = count
+        self.future = future
+        self.replies: list[Reply | RedisError] = []
+
+
+class _Wire(asyncio.Protocol):
+    """The two directions of a connection: commands go out at once, replies come back in the same order.
+
+    redis-py makes the connection (addresses, TLS, passwords) and hands it over; its own way of reading costs a gate
+    that asks thousands of times a second several tasks and timers for each reply.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self.is_lost = False
+        self._reader = hiredis.Reader(protocolError=RedisConnectionError, replyError=_error_in)
+        self._expected: deque[_Expected] = deque()
+
+    def send(self, commands: Sequence[Sequence[Argument]]) -> "asyncio.Future[list[Reply | RedisError]]":
+        """Send commands in one write; the future gets a reply or an error for each, or fails if the wire is lost."""
+        # First of all: of commands that cannot be written no replies may be expected.
+        packed = b"".join([_pack(tuple(command)) for command in commands])
+        future: asyncio.Future[list[Reply | RedisError]] = asyncio.get_running_loop().create_future()
+        self._expected.append(_Expected(len(commands), future))
+        self.transport.write(packed)
+        return future
+
+    def data_received(self, data: bytes) -> None:
+        """Hand each reply to whoever waits for it."""
+        reader, expected = self._reader, self._expected
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not False:
+                if type(reply) is hiredis.PushNotification:
+                    # News that a server may tell at any time (RESP3), and no reply: nobody here has asked for any.
+                    continue
+                first = expected[0]
+                first.replies.append(cast("Reply | RedisError", reply))
+                if len(first.replies) == first.count:
+                    expected.popleft()
+                    if not first.future.done():
+                        first.future.set_result(first.replies)
+        except (RedisError, IndexError) as error:
+            # Not Redis's protocol, or a reply that nobody asked for: whose the next one would be is not known.
+            self.connection_lost(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell everybody who waits."""
+        self.is_lost = True
+        self.transport.abort()
+        expected, self._expected = self._expected, deque()
+        for one in expected:
+            if not one.future.done():
+                one.future.set_exception(RedisConnectionError(f"the connection was lost: {type(exc).__name__}"))
+
+
+class Link:
+    """One connection.
+
+    Those of `Links.lend` are used by one task at a time. On the claims' own (`Links.claims`) several calls are under
+    way at once; an error of one breaks the connection for all of them.
+    """
+
+    def __init__(self, pool: ConnectionPool, timeout_seconds: float) -> None:
         self._pool = pool
+        self._timeout_seconds = timeout_seconds
         self._connection: AbstractConnection | None = None
+        self._wire: _Wire | None = None
+        self._connecting = asyncio.Lock()
+        self._is_over = False
         self.identity = ""
 
+    @property
+    def is_up(self) -> bool:
+        """Tell whether a call can be sent now."""
+        wire = self._wire
+        # One that was closed before it became a wire tells the wire nothing of it.
+        return wire is not None and not (wire.is_lost or wire.transport.is_closing())
+
     async def connect(self) -> None:
-        """Connect, if not connected, and read who is there."""
-        if self._connection is not None:
-            return
-        connection = self._pool.make_connection()
-        try:
-            await connection.connect()
-            await connection.send_command("INFO", "server", "replication")
-            self.identity = _identity_in(cast("bytes", await connection.read_response()))
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        self._connection = connection
+        """Connect, if not connected, and read who is there. Raises redis's errors; after `end` always."""
+        async with self._connecting:
+            if self.is_up:
+                return
+            await self.drop()
+            if self._is_over:
+                # A confirmation whose moment came too late, say: nobody would ever close what is connected now.
+                message = "the link is closed"
+                raise RedisConnectionError(message)
+            connection = self._pool.make_connection()
+            try:
+                await connection.connect()
+                await connection.send_command("INFO", "server", "replication")
+                identity = _identity_in(cast("bytes", await connection.read_response()))
+            except BaseException:
+                await connection.disconnect(nowait=True)
+                raise
+            # Nothing has been asked that is not answered, so nothing is left in redis-py's own reader.
+            transport = _transport_of(connection)
+            self._connection, self.identity = connection, identity
+            self._wire = _Wire(transport)
+            transport.set_protocol(self._wire)
 
     async def drop(self) -> None:
         """Throw the connection away. What was sent on it may or may not have been done."""
+        wire, self._wire = self._wire, None
         connection, self._connection, self.identity = self._connection, None, ""
+        if wire is not None:
+            wire.connection_lost(None)
         if connection is not None:
             await connection.disconnect(nowait=True)
+
+    async def end(self) -> None:
+        """Throw the connection away, and connect no more."""
+        self._is_over = True
+        # Whoever connects at this moment comes first, so that it is known what there is to be closed.
+        async with self._connecting:
+            await self.drop()
+
+    def cut(self) -> None:
+        """Let nothing more be sent here; whoever waits is told. The next who wants the link connects it anew."""
+        if self._wire is not None:
+            self._wire.connection_lost(None)
+
+    async def _drop(self, wire: _Wire | None) -> None:
+        # Of several calls that were under way another may have connected anew by now.
+        if self._wire is wire:
+            await self.drop()
+
+    def post(self, commands: Sequence[Sequence[Argument]]) -> "asyncio.Future[list[Reply | RedisError]]":
+        """Send commands now, in one write; never sends twice.
+
+        The future gets a reply or Redis's error for each, or fails with `ConnectionError`/`TimeoutError` of redis.
+        After a failure, and after an error that is not `NoScriptError`, the link is to be dropped. Raises
+        `ConnectionError` where the link is not up.
+        """
+        wire = self._wire
+        if wire is None or not self.is_up:
+            message = "the link is not up"
+            raise RedisConnectionError(message)
+        future = wire.send(commands)
+        timer = asyncio.get_running_loop().call_later(self._timeout_seconds, _give_up, wire, future)
+        future.add_done_callback(lambda _: timer.cancel())
+        return future
 
     async def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
         """Send these commands in one write and return their replies.
@@ -81,23 +211,18 @@ class Link:
         Raises the first error among the replies, or `ConnectionError`/`TimeoutError` of redis; never sends twice.
         """
         await self.connect()
-        connection = self._connection
-        assert connection is not None  # noqa: S101 - connect() set it or raised
-        failure: RedisError | None = None
-        replies: list[Reply] = []
+        wire = self._wire
         try:
-            await connection.send_packed_command(connection.pack_commands(commands))
-            for _ in commands:
-                try:
-                    replies.append(cast("Reply", await connection.read_response(disconnect_on_error=False)))
-                except NoScriptError as error:
-                    failure = failure or error
+            replies = await self.post(commands)
         except BaseException:
-            await self.drop()
+            await self._drop(wire)
             raise
+        failure = next((reply for reply in replies if isinstance(reply, RedisError)), None)
         if failure is not None:
+            if not isinstance(failure, NoScriptError):
+                await self._drop(wire)
             raise failure
-        return replies
+        return cast("list[Reply]", replies)
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> bytes:
         """Run a script whose answer is one string.
@@ -105,15 +230,37 @@ class Link:
         Loads it where the server does not know it: that is the one error after which a repeat cannot do harm,
         because nothing was run.
         """
-        call: list[Argument] = ["EVALSHA", script.sha, len(keys), *keys, *arguments]
+        call = script.call(keys, arguments)
         try:
             (reply,) = await self.commands([call])
         except NoScriptError:
             _, reply = await self.commands([["SCRIPT", "LOAD", script.source], call])
-        if reply == _OTHER_SERVER:
+        if reply == OTHER_SERVER:
             # Who answers here may have changed without a broken connection (a first replica came, say): look again.
             await self.drop()
         return cast("bytes", reply)
+
+
+def _transport_of(connection: AbstractConnection) -> asyncio.Transport:
+    """Take what redis-py has connected. It names it for nobody, so a newer redis-py may need another word here."""
+    writer = cast("asyncio.StreamWriter", connection._writer)  # pyright: ignore[reportUnknownMemberType] # noqa: SLF001
+    return cast("asyncio.Transport", writer.transport)
+
+
+def _give_up(wire: _Wire, future: "asyncio.Future[list[Reply | RedisError]]") -> None:
+    if not future.done():
+        future.set_exception(RedisTimeoutError("no reply in time"))
+    # Whatever comes now comes too late, for those behind it as well.
+    wire.connection_lost(None)
+
+
+def _error_in(message: str) -> RedisError:
+    return NoScriptError(message) if message.startswith("NOSCRIPT") else ResponseError(message)
+
+
+def _pack(command: tuple[Argument, ...]) -> bytes:
+    # hiredis types a command as a tuple of one.
+    return cast("bytes", hiredis.pack_command(command))  # pyright: ignore[reportArgumentType, reportUnknownMemberType]
 
 
 def _identity_in(info: bytes | str) -> str:
@@ -123,7 +270,7 @@ def _identity_in(info: bytes | str) -> str:
 
 
 class Links:
-    """A fixed number of links, lent to one task at a time; the one used last is lent first."""
+    """A fixed number of links, lent to one task at a time, the one used last first; and one for the claims."""
 
     def __init__(self, settings: Settings, count: int) -> None:
         timeout_seconds = settings.redis_timeout_ms / 1000
@@ -136,7 +283,9 @@ class Links:
             protocol=3,
         )
         self._closed = False
-        self._all = [Link(self._pool) for _ in range(count)]
+        # The claims' own, lent to nobody.
+        self.claims = Link(self._pool, timeout_seconds)
+        self._all = [Link(self._pool, timeout_seconds) for _ in range(count)]
         self._idle: asyncio.LifoQueue[Link] = asyncio.LifoQueue()
         for link in self._all:
             self._idle.put_nowait(link)
@@ -161,5 +310,6 @@ class Links:
     async def close(self) -> None:
         """Close every connection; those that are lent are closed at their return too, and none is made any more."""
         self._closed = True
+        await self.claims.end()
         for link in self._all:
             await link.drop()

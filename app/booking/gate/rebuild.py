@@ -16,12 +16,13 @@ import asyncpg
 
 from app.booking.gate.database import borrowed
 from app.booking.gate.errors import NotInForce
-from app.booking.gate.keys import LOADING_EXPIRY_SECONDS, EpochKeys, meta_key
+from app.booking.gate.keys import BALLAST, BALLAST_FIELD, LOADING_EXPIRY_SECONDS, EpochKeys, meta_key
 from app.booking.gate.link import ACTIVATE, Argument, Link, Links
 from app.booking.gate.records import BOOKED, CLAIM_HEAD, ENTRY, LIVE, PoolCounts, Status
 from app.booking.gate.state import PoolSetup, Release, ReleaseSetup
 from app.booking.rows import WAITING_POSITION_OF_ALL, release_lock
 from app.core.clock import to_ms
+from app.core.ids import id_of
 from app.core.problems import NotFound
 
 _ONE_AT_A_TIME: Final = "SELECT pg_advisory_lock(hashtextextended('rebuild:' || $1::uuid::text, 0))"
@@ -205,7 +206,7 @@ class _Loader:
         self.setup = setup
         self.seq = seq
         self.loaded: set[str] = set()
-        self._keys = EpochKeys(UUID(bytes=setup.release_id), setup.epoch)
+        self._keys = EpochKeys(id_of(setup.release_id), setup.epoch)
         self._claim: asyncpg.Record | None = None
         self._entries: list[bytes] = []
         self._claims: list[Argument] = []
@@ -261,15 +262,16 @@ class _Loader:
         """Write what has been gathered of claims, people and accounts."""
         self._end_claim()
         await self._hset(self._keys.claims, self._claims)
-        people: list[Argument] = [
-            part for person, booked in self._people.items() for part in (person, b"".join(booked))
-        ]
+        people: list[Argument] = [BALLAST_FIELD, BALLAST]
+        people += [part for person, booked in self._people.items() for part in (person, b"".join(booked))]
         await self._hset(self._keys.people, people)
-        await self._hset(self._keys.accounts, [part for count in self._accounts.items() for part in count])
+        accounts: list[Argument] = [BALLAST_FIELD, BALLAST]
+        accounts += [part for count in self._accounts.items() for part in count]
+        await self._hset(self._keys.accounts, accounts)
 
     async def add_pools(self, pools: list[asyncpg.Record], free_maps: dict[int, bytearray]) -> None:
         """Write the counts and the free map of each pool."""
-        fields: list[Argument] = []
+        fields: list[Argument] = [BALLAST_FIELD, BALLAST]
         for pool in pools:
             free_map = free_maps[pool["ordinal"]]
             counts = PoolCounts(

@@ -1,7 +1,6 @@
 """What the script's refusals are told as: a problem for each of its letters."""
 
 from typing import Final
-from uuid import UUID
 
 import msgspec
 
@@ -10,10 +9,13 @@ from app.booking.gate.admission import ScriptAnswer
 from app.booking.gate.records import ClaimRecord
 from app.booking.gate.state import Release
 from app.booking.gate.wire import booking_view
-from app.core.clock import from_ms, iso
+from app.core.clock import iso_of_ms
+from app.core.ids import id_of
 from app.core.problems import IdempotencyMismatch, Problem, jittered_ms
 
 _NOT_FINAL_RETRY_MS: Final = 300
+# What most hear at an opening.
+_SOLD_OUT: Final = errors.SoldOut(extra={"final": True}, shared=True)
 
 
 def refusal_of(release: Release, answer: ScriptAnswer) -> Problem:
@@ -23,7 +25,7 @@ def refusal_of(release: Release, answer: ScriptAnswer) -> Problem:
     """
     match answer.code:
         case "G":
-            return errors.SoldOut(extra={"final": True})
+            return _SOLD_OUT
         case "F" | "U":
             not_yet = errors.Full if answer.code == "F" else errors.Undecided
             return not_yet(retry_after_ms=jittered_ms(_NOT_FINAL_RETRY_MS), extra={"final": False})
@@ -31,10 +33,10 @@ def refusal_of(release: Release, answer: ScriptAnswer) -> Problem:
             opens_ms = int.from_bytes(answer.detail, "little")
             return errors.NotOpenYet(
                 retry_after_ms=max(opens_ms - answer.now_ms, 1),
-                extra={"opens_at": iso(from_ms(opens_ms)), "server_time": iso(from_ms(answer.now_ms))},
+                extra={"opens_at": iso_of_ms(opens_ms), "server_time": iso_of_ms(answer.now_ms)},
             )
         case "Z":
-            return errors.Closed(extra={"closes_at": iso(from_ms(release.setup.closes_ms))})
+            return errors.Closed(extra={"closes_at": iso_of_ms(release.setup.closes_ms)})
         case "B":
             return _already_booked(release, answer.detail)
         case "L":
@@ -45,7 +47,7 @@ def refusal_of(release: Release, answer: ScriptAnswer) -> Problem:
                 "places": setup.person_limit if whose == "person" else setup.account_limit,
             }
             if whose == "person":
-                limit["person"] = str(UUID(bytes=answer.detail[1:17]))
+                limit["person"] = str(id_of(answer.detail[1:17]))
             return errors.LimitReached(extra={"limit": limit})
         case "X":
             return errors.PassExpired()
@@ -56,7 +58,7 @@ def refusal_of(release: Release, answer: ScriptAnswer) -> Problem:
 
 
 def _already_booked(release: Release, detail: bytes) -> errors.AlreadyBooked:
-    holder, person = UUID(bytes=detail[:16]), detail[16:32]
+    holder, person = id_of(detail[:16]), detail[16:32]
     ordinal, packed = int.from_bytes(detail[32:34], "little"), detail[38:]
     if not packed:
         # A person holds a place under a claim that is not there.

@@ -6,7 +6,7 @@ nobody may use its epoch again.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 from uuid import UUID
 
@@ -56,10 +56,11 @@ class Room:
         links: Links,
         database: asyncpg.Pool,
         settings: Settings,
+        chores: Chores,
         see_through: "SeeThrough",
     ) -> None:
         self.release = release
-        self.admission = Admission(release, links, settings, lambda winner: see_through(self, winner))
+        self.admission = Admission(release, links, settings, chores, lambda winner: see_through(self, winner))
         self.ledger = Ledger(release, database, settings)
         self.settlement = Settlement(release, links, database, timeout_seconds=settings.commit_timeout_ms / 1000)
 
@@ -79,20 +80,18 @@ class Rooms:
         self._links = links
         self._database = database
         self._chores = chores
-        self._rooms: dict[UUID, Room] = {}
+        # Where this worker is in, by the bytes of the release's id, as passes name it.
+        self._rooms: dict[bytes, Room] = {}
         self._entering: dict[UUID, asyncio.Task[Room]] = {}
         self._entrance = asyncio.Semaphore(_ENTERING_LIMIT)
         self._absent: dict[UUID, float] = {}
         self._condemned: dict[UUID, int] = {}
         self._complaints = Complaints()
 
-    def entered(self) -> tuple[Room, ...]:
-        """Return the rooms that stand now."""
-        return tuple(self._rooms.values())
-
-    def get(self, release_id: UUID) -> Room | None:
-        """Return the room of a release where it was entered, without asking anybody."""
-        return self._rooms.get(release_id)
+    @property
+    def entered(self) -> Mapping[bytes, Room]:
+        """Return the rooms that stand at any moment, by the bytes of their release's id."""
+        return self._rooms
 
     async def room(self, release_id: UUID) -> Room:
         """Return the room of a release; the first who asks enters it for all.
@@ -100,7 +99,7 @@ class Rooms:
         Raises `NotFound` for a release that does not exist or is not published, `Rebuilding` while its state cannot be
         had.
         """
-        room = self._rooms.get(release_id)
+        room = self._rooms.get(release_id.bytes)
         if room is not None:
             return room
         loop = asyncio.get_running_loop()
@@ -127,7 +126,7 @@ class Rooms:
 
     async def make_anew(self, release_id: UUID) -> None:
         """Rebuild a release's state, whatever stands there now. Raises `NotFound`, and the drivers' errors."""
-        room = self._rooms.get(release_id)
+        room = self._rooms.get(release_id.bytes)
         seen = room.release.epoch if room else None
         release = await self._rebuild(release_id, Because(seen, insist=True))
         self._absent.pop(release_id, None)
@@ -135,13 +134,14 @@ class Rooms:
 
     def leave(self, room: Room) -> None:
         """Forget a room whose epoch is not in force; whoever comes next finds the one that is."""
-        if self._rooms.get(room.release.release_id) is room:
-            del self._rooms[room.release.release_id]
+        release = room.release.release_id.bytes
+        if self._rooms.get(release) is room:
+            del self._rooms[release]
 
     def condemn(self, room: Room, *, because: str) -> None:
         """Never use this epoch again: it is over in PostgreSQL, or Redis and PostgreSQL contradict each other in it."""
         release = room.release
-        if self._rooms.get(release.release_id) is room:
+        if self._rooms.get(release.release_id.bytes) is room:
             # That an epoch is over is the ordinary end of one; only a contradiction is somebody's to look into.
             level = logging.ERROR if because == errors.Contradiction.reason else logging.INFO
             log.log(level, "gate_condemned", release=str(release.release_id), epoch=release.epoch, because=because)
@@ -176,7 +176,7 @@ class Rooms:
         return release
 
     def _open(self, release: Release) -> Room:
-        room = self._rooms[release.release_id] = Room(
-            release, self._links, self._database, self._settings, self._see_through
+        room = self._rooms[release.release_id.bytes] = Room(
+            release, self._links, self._database, self._settings, self._chores, self._see_through
         )
         return room

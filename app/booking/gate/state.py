@@ -1,11 +1,11 @@
 """What a worker knows of a release without asking: its epoch, its pools, its hours. True until a script says no."""
 
 from typing import Any, Final, Self
-from uuid import UUID
 
 import msgspec
 
 from app.booking.gate.keys import EpochKeys
+from app.core.ids import id_of
 
 
 class PoolSetup(msgspec.Struct, frozen=True, array_like=True):
@@ -40,18 +40,22 @@ _encoder: Final = msgspec.msgpack.Encoder()
 
 
 class Release:
-    """A release in one epoch, with what is derived from its setup."""
+    """A release in one epoch, with what is derived from its setup.
 
-    __slots__ = ("epoch", "free_maps", "identity", "keys", "ordinals", "pool_ids", "release_id", "setup")
+    `name` is its id as phones write it, and so are the keys of `ordinals`, the pools.
+    """
+
+    __slots__ = ("epoch", "free_maps", "identity", "keys", "name", "ordinals", "pool_ids", "release_id", "setup")
 
     def __init__(self, setup: ReleaseSetup, identity: str) -> None:
         self.setup = setup
         self.identity = identity
-        self.release_id = UUID(bytes=setup.release_id)
+        self.release_id = id_of(setup.release_id)
         self.epoch = setup.epoch
         self.keys = EpochKeys(self.release_id, setup.epoch)
-        self.pool_ids = tuple(UUID(bytes=pool.pool_id) for pool in setup.pools)
-        self.ordinals = {pool_id: ordinal for ordinal, pool_id in enumerate(self.pool_ids)}
+        self.pool_ids = tuple(id_of(pool.pool_id) for pool in setup.pools)
+        self.ordinals = {str(pool_id): ordinal for ordinal, pool_id in enumerate(self.pool_ids)}
+        self.name = str(self.release_id)
         self.free_maps = tuple(self.keys.free_map(ordinal) for ordinal in range(len(setup.pools)))
 
     @classmethod

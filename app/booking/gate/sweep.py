@@ -6,7 +6,6 @@ when to ask PostgreSQL, and the first writer of a claim id decides.
 """
 
 from typing import Final, cast
-from uuid import UUID
 
 import asyncpg
 
@@ -17,6 +16,7 @@ from app.booking.gate.link import CLAIM, Argument, Links, ms_of_time
 from app.booking.gate.records import PARKED
 from app.booking.gate.settlement import Settlement
 from app.booking.gate.state import Release
+from app.core.ids import id_of
 from app.core.settings import Settings
 
 # Claims swept, places handed out and changes told at one go. What is more comes next time.
@@ -47,7 +47,7 @@ async def _settle_overdue(
         (overdue,) = await link.commands(
             [["ZRANGE", release.keys.pending, "-inf", ms_of_time(time), "BYSCORE", "LIMIT", 0, BATCH_LIMIT]]
         )
-    claim_ids = [UUID(bytes=claim_id) for claim_id in cast("list[bytes]", overdue)]
+    claim_ids = [id_of(claim_id) for claim_id in cast("list[bytes]", overdue)]
     if not claim_ids:
         return
     timeout_seconds = settings.commit_timeout_ms / 1000

@@ -9,7 +9,8 @@ from msgspec import Meta
 from app.booking.gate.records import ClaimRecord, Entry, Status
 from app.booking.gate.state import Release
 from app.booking.rows import ClaimState, StatusWord
-from app.core.clock import from_ms, iso
+from app.core.clock import iso_of_ms
+from app.core.ids import id_of
 
 PoolState = Literal["upcoming", "open", "full", "sold_out", "closed"]
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
@@ -90,7 +91,7 @@ def booking_view(release: Release, record: ClaimRecord, entry: Entry) -> Booking
     waits = entry.status is Status.WAITLISTED
     return BookingView(
         id=record.booking_id(entry),
-        person=UUID(bytes=entry.person),
+        person=id_of(entry.person),
         pool=release.pool_ids[entry.ordinal],
         status=entry.status.word,
         # 0 stands for a place that was never had, or is gone by now.
@@ -107,5 +108,5 @@ def claim_view(release: Release, record: ClaimRecord) -> ClaimView:
         state=record.state,
         seq=record.seq,
         bookings=[booking_view(release, record, entry) for entry in record.entries],
-        decided_at=iso(from_ms(record.decided_ms)),
+        decided_at=iso_of_ms(record.decided_ms),
     )

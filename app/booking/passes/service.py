@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.service import people_for_pass
 from app.booking.gate.errors import DuplicatePerson
+from app.booking.gate.orders import repeated
 from app.booking.gate.passes import Pass, PassPerson, PassSigner, mask_of
-from app.booking.gate.reading import repeated
 from app.booking.passes.errors import UnknownPerson
 from app.booking.passes.policy import Refusal, refusal
 from app.booking.passes.queries import ReleaseConditions, release_conditions

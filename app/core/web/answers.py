@@ -27,6 +27,6 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
         accept_language=Headers(scope=scope).get("accept-language"),
         request_id=request_id_of(scope),
     )
-    response = Response(answer.body, answer.status)
+    response = Response(answer.body_for(request_id_of(scope).encode("ascii")), answer.status)
     response.raw_headers.extend(answer.headers)
     return response

@@ -6,7 +6,8 @@ It knows no framework. A refusal at the opening is as frequent as a place, so wh
 import json
 from collections.abc import Mapping
 from datetime import date, datetime
-from typing import Final, NamedTuple, cast
+from functools import lru_cache
+from typing import Final, cast
 
 import msgspec
 
@@ -18,16 +19,31 @@ from app.core.web.headers import RawHeaders
 _UNAUTHORIZED: Final = 401
 # RFC 9110, section 15.5.2, wants a challenge in every 401.
 _CHALLENGE: Final = "Bearer"
+# Stands for the id of a request that is not known yet: no part of any text.
+_ID_SLOT: Final = "{request_id}"
 
 _encode: Final = msgspec.json.Encoder(enc_hook=str).encode
 
 
-class Answer(NamedTuple):
-    """An answer, as every transport can carry it. Header names are lower case; `Content-Length` is not among them."""
+class Answer:
+    """An answer, as every transport can carry it. Header names are lower case; `Content-Length` is not among them.
 
-    status: int
-    headers: RawHeaders
-    body: bytes
+    One that is told to many in the same words is made once, with a slot where it names the request; what a transport
+    has made of its head it may keep in `written_head`.
+    """
+
+    __slots__ = ("around_id", "body", "headers", "status", "written_head")
+
+    def __init__(self, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.around_id: tuple[bytes, bytes] | None = None
+        self.written_head: bytes | None = None
+
+    def body_for(self, request_id: bytes) -> bytes:
+        """Return the body that this request gets."""
+        return self.body if self.around_id is None else request_id.join(self.around_id)
 
 
 def _fixed(language: Language) -> tuple[tuple[bytes, bytes], ...]:
@@ -44,16 +60,33 @@ _FIXED: Final[Mapping[Language, tuple[tuple[bytes, bytes], ...]]] = {"zh-CN": _f
 def problem_answer(problem: Problem, *, accept_language: str | None, request_id: str) -> Answer:
     """Return the answer that tells this problem, in the language asked for and without the headers of all answers."""
     language = language_of(accept_language)
+    if problem.shared:
+        return _shared_answer(problem, language)
+    document = problem.document(language=language, request_id=request_id)
+    for name in problem.extra:
+        document[name] = _plain(document[name])
+    return Answer(problem.status, _headers_of(problem, language), _written(document))
+
+
+@lru_cache(maxsize=64)
+def _shared_answer(problem: Problem, language: Language) -> Answer:
+    """Return what everybody is told in the same words: each hears only the id of the own request besides."""
+    body = _written(problem.document(language=language, request_id=_ID_SLOT))
+    before, slot, after = body.partition(_ID_SLOT.encode())
+    assert slot  # noqa: S101 - every document names its request
+    answer = Answer(problem.status, _headers_of(problem, language), body)
+    answer.around_id = before, after
+    return answer
+
+
+def _headers_of(problem: Problem, language: Language) -> tuple[tuple[bytes, bytes], ...]:
     headers: RawHeaders = [*_FIXED[language]]
     if problem.retry_after_seconds is not None:
         headers.append((b"retry-after", str(problem.retry_after_seconds).encode()))
     if problem.status == _UNAUTHORIZED and "WWW-Authenticate" not in problem.headers:
         headers.append((b"www-authenticate", _CHALLENGE.encode()))
     headers.extend((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in problem.headers.items())
-    document = problem.document(language=language, request_id=request_id)
-    for name in problem.extra:
-        document[name] = _plain(document[name])
-    return Answer(problem.status, headers, _written(document))
+    return tuple(headers)
 
 
 def _written(document: Mapping[str, object]) -> bytes:

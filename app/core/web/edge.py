@@ -11,7 +11,6 @@ from typing import Final, cast
 
 import structlog
 from fastapi.routing import iter_route_contexts
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,7 +18,13 @@ from app.core.logs import trace_of
 from app.core.problems import BodyTooLarge
 from app.core.web.answers import REQUEST_ID_STATE, problem_response
 from app.core.web.failures import constraint_of, is_ours_to_mend, problem_for, sqlstate_of
-from app.core.web.headers import REQUEST_ID_HEADER, announced_bytes, request_id_for, with_common_headers
+from app.core.web.headers import (
+    REQUEST_ID_NAME,
+    announced_bytes,
+    headers_by_name,
+    request_id_for,
+    with_common_headers,
+)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -42,11 +47,13 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started_at_ns = time.monotonic_ns()
-        request_id = request_id_for(Headers(scope=scope).get(REQUEST_ID_HEADER))
+        headers = headers_by_name(scope["headers"])
+        request_id = request_id_for(headers.get(REQUEST_ID_NAME))
         scope.setdefault("state", {})[REQUEST_ID_STATE] = request_id
         answer = _Answer(send, request_id)
         try:
-            self._refuse_announced_size(scope)
+            if announced_bytes(headers.get(b"content-length")) > self._body_limit_bytes:
+                raise BodyTooLarge  # noqa: TRY301 - told like every other refusal, below
             await self._app(scope, self._bounded(receive), answer.send)
         except ClientDisconnect:
             # Nobody is there to be answered, and nothing of ours failed: phones lose their network all the time.
@@ -58,10 +65,6 @@ class Edge:
                 await problem_response(problem_for(error), scope)(scope, receive, answer.send)
         finally:
             _log_request(scope, answer.status or _GONE_STATUS, started_at_ns, request_id)
-
-    def _refuse_announced_size(self, scope: Scope) -> None:
-        if announced_bytes(Headers(scope=scope).get("content-length")) > self._body_limit_bytes:
-            raise BodyTooLarge
 
     def _bounded(self, receive: Receive) -> Receive:
         received_bytes = 0

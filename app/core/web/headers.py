@@ -6,15 +6,15 @@ Works on headers as ASGI has them (lower-case names, bytes), since the gate answ
 import itertools
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 RawHeaders = list[tuple[bytes, bytes]]
 
 REQUEST_ID_HEADER: Final = "X-Request-Id"
-_REQUEST_ID_NAME: Final = REQUEST_ID_HEADER.lower().encode()
+REQUEST_ID_NAME: Final = REQUEST_ID_HEADER.lower().encode()
 # What a front-end or a proxy may choose as an id: nothing that could forge a line of a log.
-_SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{8,64}")
+_SANE_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 
 # An id names a request and guards nothing, so it is counted: randomness for each would cost a system call.
 _process: Final = secrets.token_hex(8)
@@ -29,9 +29,14 @@ _COMMON: Final = (
 )
 
 
-def announced_bytes(content_length: str | None) -> int:
+def headers_by_name(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return headers by their names; of one that comes twice the first counts, as it does in the application."""
+    return dict(reversed(headers))
+
+
+def announced_bytes(content_length: bytes | None) -> int:
     """Return how long a body is that a `Content-Length` announces; 0 where it announces nothing that is a number."""
-    return int(content_length[:20]) if content_length and content_length.isdecimal() else 0
+    return int(content_length[:20]) if content_length and content_length.isdigit() else 0
 
 
 def standing_headers(
@@ -44,17 +49,23 @@ def standing_headers(
     }
 
 
-def request_id_for(given: str | None) -> str:
+def request_id_for(given: bytes | None) -> str:
     """Return the caller's own id for this request where it is sane (8 to 64 of `A-Za-z0-9._-`), else a new one."""
     if given and _SANE_REQUEST_ID.fullmatch(given):
-        return given
+        return given.decode("ascii")
     return f"{_process}{next(_numbers) & 0xFFFFFFFF:08x}"
 
 
 def with_common_headers(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> RawHeaders:
     """Return these headers and those that every answer carries, each unless it is there already; the id always."""
-    full = [header for header in headers if header[0] != _REQUEST_ID_NAME]
+    full = with_standing_headers(header for header in headers if header[0] != REQUEST_ID_NAME)
+    full.append((REQUEST_ID_NAME, request_id.encode("ascii")))
+    return full
+
+
+def with_standing_headers(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
+    """Return these headers and those that are the same in every answer, each unless it is there already."""
+    full = list(headers)
     names = {name for name, _ in full}
-    full.append((_REQUEST_ID_NAME, request_id.encode("ascii")))
     full.extend(header for header in _COMMON if header[0] not in names)
     return full

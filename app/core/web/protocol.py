@@ -1,23 +1,57 @@
 """The HTTP protocol of a web worker: what is no HTTP at all is told as a problem, too."""
 
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
+from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.core.problems import HeadTooLarge, MalformedHttp, Problem
-from app.core.web.documents import problem_answer
-from app.core.web.headers import request_id_for, with_common_headers
+from app.core.web.documents import Answer, problem_answer
+from app.core.web.headers import REQUEST_ID_NAME, request_id_for, with_standing_headers
 
 # Address and headers of one request. The parser itself has no bound for a header and would gather it in memory.
 # A pass for ten people and every pool has about 2 KiB.
 HEAD_LIMIT_BYTES: Final = 65_536
+_NO_BODY_STATUSES: Final = frozenset({204, 304})
+_HEAD: Final = b"%b%b" + REQUEST_ID_NAME + b": %b\r\ncontent-length: %d\r\n\r\n"
+_HEAD_ALONE: Final = b"%b%b" + REQUEST_ID_NAME + b": %b\r\n\r\n"
+
+
+def written(answer: Answer, request_id: str, *, more_headers: bytes = b"", is_head: bool = False) -> bytes:
+    """Return an answer as HTTP/1.1 writes it, with the headers that every answer carries.
+
+    `more_headers` are whole lines. To `HEAD` everything is told but the body (RFC 9110, section 9.3.2).
+    """
+    head = answer.written_head
+    if head is None:
+        head = answer.written_head = _written_head(answer.status, answer.headers)
+    id_ = request_id.encode("ascii")
+    if answer.status in _NO_BODY_STATUSES:
+        return _HEAD_ALONE % (head, more_headers, id_)
+    body = answer.body_for(id_)
+    return _HEAD % (head, more_headers, id_, len(body)) + (b"" if is_head else body)
+
+
+@lru_cache(maxsize=64)
+def _written_head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in with_standing_headers(headers))
 
 
 class ProblemProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with problem documents (RFC 9457) where it would answer in plain text, and bounded heads."""
 
+    # None only after the connection is lost, when nothing is read any more.
+    parser: Any
     _in_head = False
     _head_bytes = 0
+    _reads_on = True
+
+    @property
+    def owes_an_answer(self) -> bool:
+        """Tell whether a request of this connection is still to be answered."""
+        # None before the first request.
+        return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
 
     def on_message_begin(self) -> None:
         """Count from here what has come of this request's head."""
@@ -31,7 +65,19 @@ class ProblemProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless a head has grown too long by now. One that comes in a single piece is as long as that."""
-        super().data_received(data)
+        if not self._reads_on:
+            return
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+        try:
+            self.parser.feed_data(data)
+        except HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        except HttpParserUpgrade:
+            # Nothing here is spoken but HTTP; who asks for something else is answered in HTTP (RFC 9110, section 7.8).
+            pass
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_LIMIT_BYTES and not self.transport.is_closing():
@@ -42,11 +88,13 @@ class ProblemProtocol(HttpToolsProtocol):
         self._refuse(MalformedHttp(msg))
 
     def _refuse(self, problem: Problem) -> None:
+        if self._in_head and self.owes_an_answer:
+            # It was sent ahead of an answer that must come first, and would be taken for it: that one ends here.
+            self.cycle.keep_alive = False
+            self._reads_on = False
+            return
         # What was not read has no headers: neither a language nor an id of its own.
         request_id = request_id_for(None)
         answer = problem_answer(problem, accept_language=None, request_id=request_id)
-        headers = with_common_headers(answer.headers, request_id)
-        headers += [(b"content-length", str(len(answer.body)).encode()), (b"connection", b"close")]
-        head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-        self.transport.write(STATUS_LINE[answer.status] + head + b"\r\n" + answer.body)
+        self.transport.write(written(answer, request_id, more_headers=b"connection: close\r\n"))
         self.transport.close()

@@ -28,7 +28,7 @@ class Family:
     async def grab(self, *ordinals: int, **wishes: Any) -> httpx2.Response:
         """Send a claim."""
         request = self.phone.claim(*ordinals, **wishes)
-        return await self.client.put(request.path, content=request.body, headers=request.headers)
+        return await self.client.put(request.path, content=request.body, headers=self.phone.headers)
 
     async def read(self, path: str) -> httpx2.Response:
         """Read as this account."""

@@ -189,7 +189,7 @@ async def test_a_release_that_does_not_exist_is_not_found(case: Case, settings: 
     nowhere = MadeRelease(uuid4(), case.made.pools, case.made.capacities)
     phone = Phone.with_pass(signer, nowhere)
     request = phone.claim()
-    answer = await case.family.client.put(request.path, content=request.body, headers=request.headers)
+    answer = await case.family.client.put(request.path, content=request.body, headers=phone.headers)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 from redis.asyncio import Redis
 
-from app.booking.gate.keys import EpochKeys, meta_key
+from app.booking.gate.keys import BALLAST_FIELD, EpochKeys, meta_key
 from app.booking.gate.records import BOOKED, PARKED, ClaimRecord, PoolCounts, Status
 from tests.booking.gate.builders import MadeRelease
 from tests.booking.gate.waits import until
@@ -71,14 +71,14 @@ async def seen_in_redis(redis: Redis, made: MadeRelease) -> Seen:
             )
             for entry in record.entries
         ]
-    people = cast("dict[bytes, bytes]", await command(redis, "HGETALL", keys.people))
+    people = await _without_ballast(redis, keys.people)
     for person, packed in people.items():
         state.people[UUID(bytes=person)] = {
             (ordinal, place_no, UUID(bytes=claim)) for ordinal, place_no, claim in BOOKED.iter_unpack(packed)
         }
-    accounts = cast("dict[bytes, bytes]", await command(redis, "HGETALL", keys.accounts))
+    accounts = await _without_ballast(redis, keys.accounts)
     state.accounts = {UUID(bytes=account): int(count) for account, count in accounts.items()}
-    pools = cast("dict[bytes, bytes]", await command(redis, "HGETALL", keys.pools))
+    pools = await _without_ballast(redis, keys.pools)
     counts = {int(ordinal): PoolCounts.unpack(packed) for ordinal, packed in pools.items()}
     for ordinal in counts:
         state.free[ordinal] = bits_in(cast("bytes | None", await command(redis, "GET", keys.free_map(ordinal))) or b"")
@@ -91,6 +91,12 @@ async def seen_in_redis(redis: Redis, made: MadeRelease) -> Seen:
         {UUID(bytes=claim_id) for claim_id in pending},
         {cast("tuple[int, int]", PARKED.unpack(place)) for place in parked},
     )
+
+
+async def _without_ballast(redis: Redis, key: str) -> dict[bytes, bytes]:
+    fields = cast("dict[bytes, bytes]", await command(redis, "HGETALL", key))
+    fields.pop(BALLAST_FIELD, None)
+    return fields
 
 
 async def seen_in_postgresql(db: "asyncpg.Connection[asyncpg.Record]", made: MadeRelease) -> GateState:

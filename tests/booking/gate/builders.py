@@ -1,5 +1,6 @@
 """Releases, winners and phones for the tests of the gate: real rows, real passes, real requests."""
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -170,6 +171,11 @@ class Phone:
         )
         return cls(made, signer.sign(contents), account, who)
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return what this phone sends with every claim, as HTTP clients take it."""
+        return {"content-type": "application/json", "authorization": f"Pass {self.text}", "accept-language": "en"}
+
     def claim(
         self,
         *ordinals: int,
@@ -186,8 +192,16 @@ class Phone:
             "together": together,
             "waitlist": waitlist,
         }
-        headers = {"content-type": "application/json", "authorization": f"Pass {self.text}", "accept-language": "en"}
+        headers = {name.encode(): value.encode() for name, value in self.headers.items()}
         return Request("PUT", f"/v1/claims/{claim_id or new_id()}", headers, json.dumps(body).encode())
+
+
+def changed(request: Request, **changes: object) -> Request:
+    """Return a request like this one but for these attributes."""
+    other = copy.copy(request)
+    for name, value in changes.items():
+        setattr(other, name, value)
+    return other
 
 
 class Said(NamedTuple):
@@ -206,7 +220,7 @@ class Said(NamedTuple):
 
 def read(answer: Answer) -> Said:
     """Read an answer: its status, and its state or code in a word."""
-    body: dict[str, Any] = json.loads(answer.body)
+    body: dict[str, Any] = json.loads(answer.body_for(b"request-1"))
     return Said(answer.status, body.get("code") or body["state"], body)
 
 

@@ -12,6 +12,29 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A claim as it comes to the script. Ids are 16 bytes, times milliseconds."""
+
+    claim_id: bytes
+    fingerprint: bytes
+    account: bytes
+    pass_expires_ms: int
+    delay_ms: int
+    people: list[bytes]
+    choices: list[int]
+    together: bool
+    waitlist: bool
+
+    def order(self) -> Order:
+        """Return the claim as the script takes it, as claim.lua describes it."""
+        flags = self.together | self.waitlist << 1
+        counts = flags, len(self.people), len(self.choices)
+        head = (self.claim_id, self.fingerprint, self.account, self.pass_expires_ms, self.delay_ms, *counts)
+        wishes = b"".join(self.people) + struct.pack(f"<{len(self.choices)}H", *self.choices)
+        return Order(self.claim_id, self.choices, struct.pack("<16s8s16sQIBBB", *head) + wishes, b"{}")
+
+
+@dataclass(frozen=True)
 class Booked:
     """One person of a claim. `number`: the place, or the position on the waiting list."""
 
@@ -79,27 +102,27 @@ class Reference:
 
     # --- claims -------------------------------------------------------------------------------------------
 
-    def claim(self, order: Order, now_ms: int) -> tuple[str, bytes]:
+    def claim(self, asked: Asked, now_ms: int) -> tuple[str, bytes]:
         """Judge one claim: the script's letter and what follows it."""
-        known = self.claims.get(order.claim_id)
+        known = self.claims.get(asked.claim_id)
         if known is not None:
-            if known.fingerprint != order.fingerprint:
+            if known.fingerprint != asked.fingerprint:
                 return "M", b""
-            return ("P" if order.claim_id in self.pending else "K"), known.pack()
-        out_of_hours = self._out_of_hours(order, now_ms)
+            return ("P" if asked.claim_id in self.pending else "K"), known.pack()
+        out_of_hours = self._out_of_hours(asked, now_ms)
         if out_of_hours is not None:
             return out_of_hours
-        groups = [order.people] if order.together else [[person] for person in order.people]
+        groups = [asked.people] if asked.together else [[person] for person in asked.people]
         booked: list[Booked] = []
         refusals: list[tuple[str, bytes]] = []
         for group in groups:
-            placed = self._place(order, group)
+            placed = self._place(asked, group)
             if isinstance(placed, list):
                 booked += placed
             else:
                 refusals.append(placed)
         if booked:
-            return self._admit(order, booked, now_ms)
+            return self._admit(asked, booked, now_ms)
         # "Full" says least, so any other reason is told instead; above all, that nothing is certain yet.
         undecided = (refusal for refusal in refusals if refusal[0] == "U")
         certain = (refusal for refusal in refusals if refusal[0] != "F")
@@ -107,27 +130,27 @@ class Reference:
         if letter == "B":
             return "B", detail + self.claims[detail[:16]].pack()
         if letter == "F":
-            return ("G" if self._nothing_can_come_back(order) else "F"), b""
+            return ("G" if self._nothing_can_come_back(asked) else "F"), b""
         return letter, detail
 
-    def _out_of_hours(self, order: Order, now_ms: int) -> tuple[str, bytes] | None:
-        opens_ms = self.hours.opens_ms + order.delay_ms
-        if now_ms >= order.pass_expires_ms:
+    def _out_of_hours(self, asked: Asked, now_ms: int) -> tuple[str, bytes] | None:
+        opens_ms = self.hours.opens_ms + asked.delay_ms
+        if now_ms >= asked.pass_expires_ms:
             return "X", b""
         if now_ms < opens_ms:
             return "N", struct.pack("<Q", opens_ms)
         return ("Z", b"") if now_ms >= self.hours.closes_ms else None
 
-    def _admit(self, order: Order, booked: list[Booked], now_ms: int) -> tuple[str, bytes]:
+    def _admit(self, asked: Asked, booked: list[Booked], now_ms: int) -> tuple[str, bytes]:
         self.seq += 1
-        claimed = Claimed(order.claim_id, 1, order.fingerprint, order.account, self.seq, now_ms, tuple(booked))
-        self.claims[order.claim_id] = claimed
-        self.pending.add(order.claim_id)
+        claimed = Claimed(asked.claim_id, 1, asked.fingerprint, asked.account, self.seq, now_ms, tuple(booked))
+        self.claims[asked.claim_id] = claimed
+        self.pending.add(asked.claim_id)
         someone_placed = any(b.status is Status.CONFIRMED for b in booked)
         return ("T" if someone_placed else "W"), claimed.pack()
 
-    def _place(self, order: Order, group: Sequence[bytes]) -> list[Booked] | tuple[str, bytes]:
-        fit = self._first_fit(order.choices, group)
+    def _place(self, asked: Asked, group: Sequence[bytes]) -> list[Booked] | tuple[str, bytes]:
+        fit = self._first_fit(asked.choices, group)
         if isinstance(fit, bytes):
             return ("U", b"") if fit[:16] in self.pending else ("B", fit)
         for person in group:
@@ -135,12 +158,12 @@ class Reference:
             if len(booked) >= self.hours.person_limit:
                 unsettled = any(holder in self.pending for _, holder in booked.values())
                 return ("U", b"") if unsettled else ("L", b"p" + person)
-        if self.accounts[order.account] + len(group) > self.hours.account_limit:
+        if self.accounts[asked.account] + len(group) > self.hours.account_limit:
             return ("U", b"") if self.pending else ("L", b"a")
         if fit is not None:
-            return [self._take_lowest(order, person, fit) for person in group]
-        if order.waitlist and len(group) == 1:
-            waiting = self._wait(order, group[0])
+            return [self._take_lowest(asked, person, fit) for person in group]
+        if asked.waitlist and len(group) == 1:
+            waiting = self._wait(asked, group[0])
             if waiting is not None:
                 return [waiting]
         return "F", b""
@@ -157,31 +180,31 @@ class Reference:
                 return ordinal
         return None
 
-    def _take_lowest(self, order: Order, person: bytes, ordinal: int) -> Booked:
+    def _take_lowest(self, asked: Asked, person: bytes, ordinal: int) -> Booked:
         pool = self.pools[ordinal]
         place_no = min(pool.free)
         pool.free.remove(place_no)
         pool.pending += 1
-        self._join(order, person, ordinal, place_no)
+        self._join(asked, person, ordinal, place_no)
         return Booked(person, ordinal, place_no, Status.CONFIRMED)
 
-    def _wait(self, order: Order, person: bytes) -> Booked | None:
-        for ordinal in order.choices:
+    def _wait(self, asked: Asked, person: bytes) -> Booked | None:
+        for ordinal in asked.choices:
             pool = self.pools[ordinal]
             has_room = pool.waiting < pool.waitlist_limit
             if pool.is_open and has_room and (not pool.free or pool.waiting):
                 pool.waiting += 1
-                self._join(order, person, ordinal, 0)
+                self._join(asked, person, ordinal, 0)
                 return Booked(person, ordinal, pool.waiting, Status.WAITLISTED)
         return None
 
-    def _join(self, order: Order, person: bytes, ordinal: int, place_no: int) -> None:
-        self.people.setdefault(person, {})[ordinal] = (place_no, order.claim_id)
-        self.accounts[order.account] += 1
+    def _join(self, asked: Asked, person: bytes, ordinal: int, place_no: int) -> None:
+        self.people.setdefault(person, {})[ordinal] = (place_no, asked.claim_id)
+        self.accounts[asked.account] += 1
 
-    def _nothing_can_come_back(self, order: Order) -> bool:
-        pools = [pool for pool in map(self.pools.__getitem__, order.choices) if pool.is_open]
-        if order.waitlist and self.pending and any(pool.waiting for pool in pools):
+    def _nothing_can_come_back(self, asked: Asked) -> bool:
+        pools = [pool for pool in map(self.pools.__getitem__, asked.choices) if pool.is_open]
+        if asked.waitlist and self.pending and any(pool.waiting for pool in pools):
             return False
         return not any(pool.pending or pool.free for pool in pools)
 

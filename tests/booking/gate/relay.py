@@ -19,11 +19,19 @@ class Relay:
         # While set, what the engine answers is lost on the way.
         self.swallows = False
         self.swallowed = asyncio.Event()
+        # What the engine answers arrives in pieces of so many bytes.
+        self.piece_bytes = _CHUNK_BYTES
+        self._workers: set[asyncio.StreamWriter] = set()
 
     def cut(self) -> None:
         """Break every connection, as a network does."""
         for writer in tuple(self._writers):
             writer.transport.abort()
+
+    def say(self, words: bytes) -> None:
+        """Tell every worker something that no engine said."""
+        for writer in self._workers:
+            writer.write(words)
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection of the worker."""
@@ -32,6 +40,7 @@ class Relay:
         self._tasks.add(task)
         there_reader, there_writer = await asyncio.open_unix_connection(self._target)
         self._writers |= {writer, there_writer}
+        self._workers.add(writer)
         try:
             await asyncio.gather(
                 self._pass_on(reader, there_writer), self._pass_on(there_reader, writer, is_answer=True)
@@ -40,18 +49,21 @@ class Relay:
             for one in (writer, there_writer):
                 one.transport.abort()
                 self._writers.discard(one)
+                self._workers.discard(one)
             self._tasks.discard(task)
 
     async def _pass_on(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool = False
     ) -> None:
         with contextlib.suppress(OSError):
-            while chunk := await reader.read(_CHUNK_BYTES):
+            while chunk := await reader.read(self.piece_bytes if is_answer else _CHUNK_BYTES):
                 if is_answer and self.swallows:
                     self.swallowed.set()
                     continue
                 writer.write(chunk)
                 await writer.drain()
+                # Else the next piece would be with this one when it is read.
+                await asyncio.sleep(0)
         # One end hung up, so the other hears of it too.
         writer.transport.abort()
 

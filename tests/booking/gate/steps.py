@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.booking.claims import service as claims
+from app.booking.gate.admission import Judged
 from app.booking.gate.desk import Request
 from app.booking.gate.ledger import Verdict, Winner
 from app.booking.gate.reading import read_claim
@@ -30,11 +31,12 @@ async def admit(worker: Worker, request: Request) -> Winner:
 
     admission._see_through = kept_from_the_ledger
     try:
-        order = worker.desk._order(claim_id, body, contents, room.release)
-        answer, _ = await admission.admit(order, request.body.decode())
+        order = worker.desk._orders.carefully(claim_id.bytes, body, request.body, contents, room.release)
+        judged = await admission.admit(order)
     finally:
         admission._see_through = see_through
-    assert answer.code in "TW"
+    assert isinstance(judged, Judged)
+    assert judged.answer.code in "TW"
     (winner,) = admitted
     return winner
 

@@ -12,7 +12,7 @@ import structlog
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from app.booking.gate.admission import Order, ScriptAnswer
+from app.booking.gate.admission import ScriptAnswer, _Waiting
 from app.booking.gate.passes import PassSigner
 from tests.booking.gate.agreement import assert_agrees, seen_in_redis
 from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, held, make_release
@@ -107,7 +107,9 @@ async def test_a_batch_as_large_as_the_settings_allow_is_admitted(
     db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker, signer: PassSigner, redis: Redis
 ) -> None:
     made = await make_release(db, capacities=(9_000,), account_limit=20)
-    worker = await open_worker(batch_limit=1_000, people_per_claim_limit=20, commit_batch_limit=2_000)
+    worker = await open_worker(
+        batch_limit=1_000, people_per_claim_limit=20, commit_batch_limit=2_000, commit_wait_ms=60_000
+    )
     await worker.gate.release(made.release_id)
     answers = await asyncio.gather(*(worker.ask(Phone.with_pass(signer, made, people=20).claim()) for _ in range(440)))
     assert {said.word for said in answers} == {"confirmed"}
@@ -120,19 +122,19 @@ async def test_a_claim_that_was_admitted_is_seen_through_although_its_request_wa
 ) -> None:
     made = await make_release(db)
     admission = (await worker.gate._rooms.room(made.release_id)).admission
-    call = admission._call
+    deliver = admission._deliver
+    delivered = asyncio.Event()
 
-    async def call_and_end(orders: list[Order], confirmed: list[bytes]) -> list[ScriptAnswer]:
-        answers = await call(orders, confirmed)
+    def deliver_to_nobody(batch: list[_Waiting], answers: list[ScriptAnswer]) -> None:
         asking.cancel()
-        await asyncio.wait([asking])
-        return answers
+        deliver(batch, answers)
+        delivered.set()
 
-    admission._call = call_and_end
+    admission._deliver = deliver_to_nobody
     asking = asyncio.create_task(worker.ask(Phone.with_pass(signer, made).claim()))
+    await delivered.wait()
     await asyncio.wait([asking])
     assert asking.cancelled()
-    admission._call = call
     if closing:
         await worker.gate.close()
     else:

@@ -128,7 +128,7 @@ async def test_a_gate_closes_although_the_line_is_silent(
     await line.relay.swallowed.wait()
     async with asyncio.timeout(PATIENCE_SECONDS):
         await lost.gate.close()
-        assert (await asking).word == "rebuilding"
+        assert (await asking).word == "gate_unreachable"
 
 
 async def test_the_server_ends_the_transaction_of_whoever_vanished(

@@ -8,7 +8,7 @@ import pytest
 from app.booking.gate.desk import Desk
 from app.booking.gate.passes import Pass, PassSigner
 from app.core.clock import Clock
-from tests.booking.gate.builders import Phone, Worker, make_release, read
+from tests.booking.gate.builders import Phone, Worker, changed, make_release, read
 from tests.booking.gate.conftest import OpenWorker
 
 pytestmark = pytest.mark.anyio
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 class _BrokenSigner(PassSigner):
     """A defect of ours, where none is expected."""
 
-    def verify(self, text: str) -> Pass:
+    def verify(self, text: bytes) -> Pass:
         raise ZeroDivisionError(text)
 
 
@@ -44,7 +44,7 @@ async def test_questions_about_a_claim_take_nothing_from_the_claims(
     made_ms = Clock().now_ms()
     phone = Phone.with_pass(signer, made, people=2)
     claim = phone.claim(people=phone.people[:1])
-    question = claim._replace(method="GET", body=b"")
+    question = changed(claim, method="GET", body=b"")
     desk = Desk(worker.gate, signer)
 
     asked = [read(await desk.answer(question)).status for _ in range(3)]
@@ -69,5 +69,5 @@ async def test_a_path_that_is_nearly_ours_is_not_taken_for_it(
     made = await make_release(db)
     request = Phone.with_pass(signer, made).claim()
     method = "PUT" if "claims" in path else "GET"
-    answer = await worker.desk.answer(request._replace(method=method, path=path.format(id=made.release_id)))
+    answer = await worker.desk.answer(changed(request, method=method, path=path.format(id=made.release_id)))
     assert answer.status == status

@@ -14,16 +14,17 @@ from hypothesis import settings as bounds
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from app.booking.gate.admission import Admission, Order, pack_ordinals, parse_answers
+from app.booking.gate.admission import Admission, Judged, ScriptAnswer, _Waiting, pack_ordinals, parse_answers
 from app.booking.gate.ledger import Winner
 from app.booking.gate.link import ACTIVATE, CLAIM, SETTLE, Links
 from app.booking.gate.records import BOOKED, ENTRY, LIVE, PARKED, PoolCounts, Status
 from app.booking.gate.state import PoolSetup, Release, ReleaseSetup
 from app.core.ids import new_id
 from app.core.settings import Settings
+from app.core.tasks import Chores
 from tests.booking.gate.agreement import bits_in
 from tests.booking.gate.builders import FAR_FUTURE_MS
-from tests.booking.gate.reference import Booked, Claimed, Hours, Place, Pool, Reference
+from tests.booking.gate.reference import Asked, Booked, Claimed, Hours, Place, Pool, Reference
 
 CAPACITIES = (2, 1, 10)
 WAITLIST_LIMITS = (2, 3, 0)
@@ -37,7 +38,11 @@ def _nobody_commits(winner: Winner) -> NoReturn:
     raise AssertionError(winner)
 
 
-def _order(
+def _nobody_listens(outcome: Judged | Exception) -> NoReturn:
+    raise AssertionError(outcome)
+
+
+def _asked(
     number: int,
     account: bytes,
     people: list[bytes],
@@ -46,15 +51,15 @@ def _order(
     *,
     together: bool,
     waitlist: bool,
-) -> Order:
+) -> Asked:
     body = repr((account, people, choices, together, waitlist)).encode()
     fingerprint = blake2b(body, digest_size=8).digest()
     claim_id = number.to_bytes(16, "big")
-    return Order(claim_id, fingerprint, account, hours[0], hours[1], people, choices, together, waitlist)
+    return Asked(claim_id, fingerprint, account, hours[0], hours[1], people, choices, together, waitlist)
 
 
-ORDERS = st.builds(
-    _order,
+CLAIMS = st.builds(
+    _asked,
     st.integers(1, 40),
     st.sampled_from(ACCOUNTS),
     st.lists(st.sampled_from(PEOPLE), min_size=1, max_size=3, unique=True),
@@ -131,7 +136,7 @@ class GateMachine(RuleBasedStateMachine):
         )
         self.release = Release(setup, "")
         self.runner.run(self._load(setup))
-        self.admission = Admission(self.release, self.links, self.server, _nobody_commits)
+        self.admission = Admission(self.release, self.links, self.server, Chores(), _nobody_commits)
 
     async def _load(self, setup: ReleaseSetup) -> None:
         keys = self.release.keys
@@ -165,18 +170,18 @@ class GateMachine(RuleBasedStateMachine):
 
     # --- what can happen ----------------------------------------------------------------------------------
 
-    @rule(orders=st.lists(ORDERS, min_size=1, max_size=6))
-    def claims_of_one_tick(self, orders: list[Order]) -> None:
+    @rule(claims=st.lists(CLAIMS, min_size=1, max_size=6))
+    def claims_of_one_tick(self, claims: list[Asked]) -> None:
         """Several claims, repeated ids among them, and the confirmations that ride along."""
-        self._claims(orders)
+        self._claims(claims)
 
-    def _claims(self, orders: list[Order]) -> None:
+    def _claims(self, claims: list[Asked]) -> None:
         confirmed, self.unconfirmed = self.unconfirmed, []
-        answers = self.runner.run(self._claim(orders, confirmed))
+        answers = self.runner.run(self._claim(claims, confirmed))
         for claim_id in confirmed:
             self.reference.confirm(claim_id)
-        for order, answer in zip(orders, answers, strict=True):
-            assert (answer.code, answer.detail) == self.reference.claim(order, answer.now_ms)
+        for asked, answer in zip(claims, answers, strict=True):
+            assert (answer.code, answer.detail) == self.reference.claim(asked, answer.now_ms)
         self._compare()
 
     @precondition(lambda self: self.reference.pending - set(self.truth.claims))
@@ -244,11 +249,11 @@ class GateMachine(RuleBasedStateMachine):
         self._tell(sorted(self.truth.behind))
         self._settle(unparked=places)
 
-    @rule(hours=st.sampled_from(["before", "after"]), orders=st.lists(ORDERS, min_size=1, max_size=3))
-    def claims_out_of_hours(self, hours: str, orders: list[Order]) -> None:
+    @rule(hours=st.sampled_from(["before", "after"]), claims=st.lists(CLAIMS, min_size=1, max_size=3))
+    def claims_out_of_hours(self, hours: str, claims: list[Asked]) -> None:
         """The release has not opened, or has closed; whoever won before hears of it all the same."""
         self._set_hours(hours)
-        self._claims(orders)
+        self._claims(claims)
         self._set_hours("open")
 
     def _set_hours(self, hours: str) -> None:
@@ -256,11 +261,11 @@ class GateMachine(RuleBasedStateMachine):
         self.reference.hours.opens_ms, self.reference.hours.closes_ms = opens_ms, closes_ms
         self._command("HSET", self.release.keys.meta, "opens_ms", opens_ms, "closes_ms", closes_ms)
 
-    @rule(ordinal=st.sampled_from(range(len(CAPACITIES))), orders=st.lists(ORDERS, min_size=1, max_size=3))
-    def claims_while_a_pool_is_cancelled(self, ordinal: int, orders: list[Order]) -> None:
+    @rule(ordinal=st.sampled_from(range(len(CAPACITIES))), claims=st.lists(CLAIMS, min_size=1, max_size=3))
+    def claims_while_a_pool_is_cancelled(self, ordinal: int, claims: list[Asked]) -> None:
         """Staff cancel a pool; later the mistake is undone."""
         self._set_open(ordinal, is_open=False)
-        self._claims(orders)
+        self._claims(claims)
         self._set_open(ordinal, is_open=True)
 
     def _set_open(self, ordinal: int, *, is_open: bool) -> None:
@@ -269,10 +274,10 @@ class GateMachine(RuleBasedStateMachine):
         counts = msgspec.structs.replace(PoolCounts.unpack(cast("bytes", packed)), is_open=is_open)
         self._command("HSET", self.release.keys.pools, ordinal, counts.pack())
 
-    @rule(order=ORDERS)
-    def another_epoch_is_refused(self, order: Order) -> None:
+    @rule(asked=CLAIMS)
+    def another_epoch_is_refused(self, asked: Asked) -> None:
         """A worker that believes in another epoch changes nothing and is told so."""
-        replies = self.runner.run(self._refused(order))
+        replies = self.runner.run(self._refused(asked))
         assert replies == [b"S", b"I", b"S", b"I"]
         self._compare()
 
@@ -329,8 +334,11 @@ class GateMachine(RuleBasedStateMachine):
         assert reply == b"O" + struct.pack("<I", self.reference.settle(released, updates, unparked))
         self._compare()
 
-    async def _claim(self, orders: list[Order], confirmed: list[bytes]) -> list[Any]:
-        return cast("list[Any]", await self.admission._call(orders, confirmed))
+    async def _claim(self, claims: list[Asked], confirmed: list[bytes]) -> list[ScriptAnswer]:
+        batch = [_Waiting(asked.order(), _nobody_listens, 0.0) for asked in claims]
+        async with self.links.lend() as link:
+            reply = await link.run(CLAIM, *self.admission._arguments(link.identity, batch, confirmed))
+        return parse_answers(reply, len(batch))
 
     async def _run_settle(self, released: bytes, updates: bytes, unparked: bytes) -> bytes:
         async with self.links.lend() as link:
@@ -343,19 +351,19 @@ class GateMachine(RuleBasedStateMachine):
         names = [keys.meta, keys.pools, keys.claims, keys.people, keys.accounts, keys.pending, keys.parked, keys.ahead]
         return [*names, *self.release.free_maps]
 
-    async def _refused(self, order: Order) -> list[bytes]:
+    async def _refused(self, asked: Asked) -> list[bytes]:
         keys = self.release.keys
         names = [keys.meta, keys.pools, keys.claims, keys.people, keys.accounts, keys.pending]
-        names += [self.release.free_maps[ordinal] for ordinal in sorted(order.choices)]
-        ordinals = pack_ordinals(sorted(order.choices))
+        names += [self.release.free_maps[ordinal] for ordinal in sorted(asked.choices)]
+        ordinals = pack_ordinals(sorted(asked.choices))
         async with self.links.lend() as link:
             # Whoever hears that this is another server drops the connection, and with it what it read.
             own_identity = link.identity
             return [
                 await link.run(script, key_names, [identity, epoch, *rest])
                 for script, key_names, rest in (
-                    (CLAIM, names, (1_000, ordinals, b"", order.pack())),
-                    (SETTLE, self._settle_keys(), (order.claim_id, b"", b"")),
+                    (CLAIM, names, (1_000, ordinals, b"", asked.order().packed)),
+                    (SETTLE, self._settle_keys(), (asked.claim_id, b"", b"")),
                 )
                 for identity, epoch in ((own_identity, 2), ("somebody else", 1))
             ]
@@ -424,4 +432,4 @@ def test_the_scripts_do_what_the_reference_says(settings: Settings) -> None:
 
 def test_parsing_an_answer_gives_each_claim_its_own() -> None:
     reply = b"O" + struct.pack("<Q", 7) + b"G" + struct.pack("<H", 0) + b"T" + struct.pack("<H", 2) + b"ab"
-    assert parse_answers(reply, 2) == [("G", b"", 7), ("T", b"ab", 7)]
+    assert parse_answers(reply, 2) == [ScriptAnswer("G", b"", 7), ScriptAnswer("T", b"ab", 7)]

@@ -56,7 +56,7 @@ async def test_a_pass_names_the_family_and_the_pools_and_is_ours(
     assert answer.status_code == 200, answer.text
     shown = answer.json()
     assert shown["people"] == [{"id": person, "pools": [str(pool) for pool in made.pools], "refused": [], "delay_s": 0}]
-    contents = PassSigner(settings.pass_key.get_secret_value()).verify(shown["pass"])
+    contents = PassSigner(settings.pass_key.get_secret_value()).verify(shown["pass"].encode())
     assert contents.release == made.release_id.bytes
     assert {"expires_at", "opens_at", "server_time"} <= shown.keys()
 
@@ -86,7 +86,7 @@ async def test_a_blocked_account_gets_nothing_new_and_what_it_has_expires_in_tim
     person = await register(client, headers)
     path, body = f"/v1/releases/{made.release_id}/pass", {"people": [person]}
     shown = (await client.post(path, json=body, headers=headers)).json()
-    account_id = PassSigner(settings.pass_key.get_secret_value()).verify(shown["pass"]).account
+    account_id = PassSigner(settings.pass_key.get_secret_value()).verify(shown["pass"].encode()).account
     async with engine.begin() as connection:
         block = text("UPDATE account SET blocked_at = now() WHERE id = :id")
         await connection.execute(block, {"id": UUID(bytes=account_id)})

@@ -1,0 +1,194 @@
+"""Carries the gate's requests straight from the socket: uvicorn's protocol, which answers them itself.
+
+An ASGI call costs more than everything that the gate does for a "no": a scope, a task, two events, a coroutine. So a
+request of the gate that is plain (see `_is_plain`) is read here, taken to the desk, and written back from wherever
+the answer is known. Every other request goes the way of ASGI, where `asgi.GateInFront` carries the gate as well, and
+both are held to the same contract.
+
+To uvicorn a `_Grab` stands for the cycle of a request: shutdown, and requests that were sent ahead of the answer to
+this one, are its business as ever.
+"""
+
+import asyncio
+from typing import Any, Final
+
+from app.booking.gate.desk import AVAILABILITY_SUFFIX, CLAIM_PATH, RELEASE_PATH, Desk, Request
+from app.core.web.documents import Answer
+from app.core.web.headers import REQUEST_ID_NAME, announced_bytes, headers_by_name, request_id_for
+from app.core.web.protocol import ProblemProtocol, written
+
+# Under this name the application's lifespan hands the desk over (`state` of ASGI's lifespan).
+DESK_STATE: Final = "desk"
+
+_CLAIM_PATH: Final = CLAIM_PATH.encode()
+_RELEASE_PATH: Final = RELEASE_PATH.encode()
+_AVAILABILITY_SUFFIX: Final = AVAILABILITY_SUFFIX.encode()
+_CLOSE: Final = b"connection: close\r\n"
+
+
+class _Nobody:
+    """Who waits for a message of the connection; of a grab nobody does."""
+
+    def set(self) -> None:
+        """Wake nobody."""
+
+
+class _Grab(Request):
+    """One request, from its head to its answer; to uvicorn, the cycle of the request."""
+
+    __slots__ = ("disconnected", "keep_alive", "protocol", "response_complete")
+    # What uvicorn wakes when the connection is gone.
+    message_event = _Nobody()
+
+    def __init__(
+        self, protocol: "GateProtocol", method: str, path: str, headers: dict[bytes, bytes], *, keep_alive: bool
+    ) -> None:
+        super().__init__(method, path, headers, b"", request_id_for(headers.get(REQUEST_ID_NAME)))
+        self.protocol = protocol
+        self.keep_alive = keep_alive
+        self.disconnected = False
+        self.response_complete = False
+
+    def reply(self, answer: Answer) -> None:
+        """Write the answer, once, to the request that it belongs to and to no other."""
+        protocol = self.protocol
+        # A connection that is lost tells it to its last request only; another may still be in front of that one.
+        if self.disconnected or self.response_complete or protocol.transport.is_closing():
+            return
+        self.response_complete = True
+        more_headers = protocol.standing_headers() if self.keep_alive else protocol.standing_headers() + _CLOSE
+        protocol.transport.write(
+            written(answer, self.request_id, more_headers=more_headers, is_head=self.method == "HEAD")
+        )
+        if not self.keep_alive:
+            protocol.transport.close()
+        protocol.on_grab_answered()
+
+
+class GateProtocol(ProblemProtocol):
+    """One connection of a web worker."""
+
+    _grab: _Grab | None = None
+    # uvicorn's own headers (the date), as it has them and as they are written; it makes a new list every second.
+    _standing: tuple[object, bytes] = (None, b"")
+    # A phone that asks ten times a second must not cost a timer each time: one stands, and looks when it goes off.
+    _idle_timer: asyncio.TimerHandle | None = None
+    _idle_since_seconds = 0.0
+    _is_idle = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """Keep the head of a request; what ASGI wants to know of it is gathered only if it goes that way."""
+        self._is_idle = False
+        self._in_head, self._head_bytes = True, 0
+        self.url = b""
+        self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header."""
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Keep a plain request of the gate, send every other the way of ASGI."""
+        # The answer to the one before may have come while this one was on its way.
+        self._is_idle = False
+        if self.transport.is_closing():
+            # It was said that no more is answered here, so no more is done (RFC 9112, section 9.6).
+            self._in_head = False
+            return
+        desk: Desk | None = self.app_state.get(DESK_STATE)
+        url = self.url
+        if desk is not None and (
+            url.startswith(_CLAIM_PATH) or (url.startswith(_RELEASE_PATH) and url.endswith(_AVAILABILITY_SUFFIX))
+        ):
+            headers = headers_by_name(self.headers)
+            method, path = self.parser.get_method().decode("ascii"), url.decode("latin-1")
+            authorization = headers.get(b"authorization", b"")
+            # Nobody waits for what comes with any other method: it means nothing there.
+            limit_bytes = desk.body_limit_bytes if method == "PUT" else 0
+            if self._is_plain(headers, limit_bytes) and desk.is_mine(method, path, authorization):
+                self._in_head = False
+                # Thousands wait for their answers at a time: what nobody reads any more should not wait with them.
+                self.headers = []
+                keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+                # Its body comes before the answer, and no other request of this connection in between.
+                grab = _Grab(self, method, path, headers, keep_alive=keep_alive)
+                self.cycle = self._grab = grab  # pyright: ignore[reportAttributeAccessIssue] - stands for one
+                return
+        self._go_by_asgi()
+
+    def _go_by_asgi(self) -> None:
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        for name, value in headers:
+            super().on_header(name, value)
+        super().on_headers_complete()
+
+    def _is_plain(self, headers: dict[bytes, bytes], body_limit_bytes: int) -> bool:
+        """Tell whether nothing about a request needs more than to be read, and answered when it is."""
+        return (
+            # The answers of a connection leave in the order of its requests, and no faster than they are read.
+            not self.owes_an_answer
+            and not self.flow.write_paused
+            and b"expect" not in headers
+            and b"transfer-encoding" not in headers
+            and not self.parser.should_upgrade()
+            # An address with one of these is not yet a path.
+            and not (b"%" in self.url or b"?" in self.url or b"#" in self.url)
+            and announced_bytes(headers.get(b"content-length")) <= body_limit_bytes
+        )
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of the body, which is as long as was announced and no longer."""
+        grab = self._grab
+        if grab is None:
+            super().on_body(body)
+        else:
+            grab.body += body
+
+    def on_message_complete(self) -> None:
+        """Take the request to the desk."""
+        grab = self._grab
+        if grab is None:
+            super().on_message_complete()
+            return
+        self._grab = None
+        desk: Desk = self.app_state[DESK_STATE]
+        desk.take(grab, grab.reply)
+
+    def on_grab_answered(self) -> None:
+        """Go on with what was sent ahead, or wait for the next request, but not for ever."""
+        if self.pipeline:
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self._is_idle = True
+        self._idle_since_seconds = self.loop.time()
+        if self._idle_timer is None and not self.transport.is_closing():
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
+
+    def _look_if_idle(self) -> None:
+        self._idle_timer = None
+        if not self._is_idle:
+            # The answer to what came since sets the next.
+            return
+        rest_seconds = self._idle_since_seconds + self.timeout_keep_alive - self.loop.time()
+        if rest_seconds > 0:
+            self._idle_timer = self.loop.call_later(rest_seconds, self._look_if_idle)
+        else:
+            self.timeout_keep_alive_handler()
+
+    def standing_headers(self) -> bytes:
+        """Return uvicorn's own headers as whole lines."""
+        current: Any = self.server_state.default_headers
+        kept, lines = GateProtocol._standing
+        if kept is not current:
+            lines = b"".join(b"%b: %b\r\n" % header for header in current)
+            GateProtocol._standing = (current, lines)
+        return lines
