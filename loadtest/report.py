@@ -17,7 +17,7 @@ from loadtest.charts import Series
 from loadtest.measures import Summary
 from loadtest.verdict import Verdict
 
-_STYLE: Final = """
+STYLE: Final = """
 :root{color-scheme:light dark;--ink:#1c2430;--soft:#5d6b7c;--line:#dfe5ec;--paper:#fff;--ground:#f4f6f9;
 --good:#12805c;--bad:#b3261e;--accent:#2f6fb5}
 @media(prefers-color-scheme:dark){:root{--ink:#e6ebf2;--soft:#9aa8b8;--line:#2c3643;--paper:#161c24;--ground:#0e1319;
@@ -230,7 +230,7 @@ def html_page(verdict: Verdict) -> str:
     return (
         '<!doctype html><html lang="zh-CN"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Clocktower 演练 · rehearsal</title><style>{_STYLE}</style></head>"
+        f"<title>Clocktower 演练 · rehearsal</title><style>{STYLE}</style></head>"
         f"<body><main>{body}</main></body></html>\n"
     )
 

@@ -1,22 +1,19 @@
 """One web worker: `python -m app.cli.web`, started by `clocktower serve` with a listening socket to answer on."""
 
 import argparse
-import gc
 import os
 import socket
 import sys
+import time
 from typing import Final
 
 import uvicorn
 
 from app.booking.gate.protocol import GateProtocol
+from app.cli.garbage import Collector
 from app.cli.lifeline import end_with_parent
 from app.core.settings import Settings, SettingsError, load_settings
 
-# Containers made and not yet freed before the collector looks at the young ones; young collections before it looks at
-# the middle-aged, and so on. What a request makes is freed when it is answered, without the collector, but a queue of
-# thousands would be walked again and again: every 700 containers by default.
-_GC_THRESHOLDS: Final = (20_000, 20, 50)
 APPLICATION: Final = "app.main:create_app_from_environment"
 
 
@@ -26,16 +23,18 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, announce_fd: int) -> None:
         super().__init__(config)
         self._announce_fd = announce_fd
+        self._collector = Collector()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # Modules, routes and schemas stay for the life of the process: the collector need not walk them at each
-        # full collection, least of all in the second of an opening.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
+        # Modules, routes and schemas stay for the life of the process.
+        self._collector.begin()
         os.write(self._announce_fd, b"ready\n")
         os.close(self._announce_fd)
+
+    async def on_tick(self, counter: int) -> bool:
+        self._collector.tick(time.monotonic(), self.server_state.total_requests)
+        return await super().on_tick(counter)
 
 
 def web_config(settings: Settings) -> uvicorn.Config:

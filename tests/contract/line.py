@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from tests.booking.gate.builders import Phone
 
 # Far longer than any answer takes; a test that reaches it has failed.
 PATIENCE_SECONDS: Final = 60.0
+_LITTLE_BYTES: Final = 4_096
 _NO_BODY: Final = frozenset({100, 204, 304})
 
 
@@ -96,10 +98,15 @@ class Line:
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncGenerator[Line]:
-    """Connect to a server by its base address."""
+async def connected(address: str, *, reads_little: bool = False) -> AsyncGenerator[Line]:
+    """Connect to a server by its base address, with room for few answers that nobody has read yet if told so."""
     parts = urlsplit(address)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    connection = socket.socket()
+    if reads_little:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LITTLE_BYTES)
+    connection.settimeout(0)
+    await asyncio.get_running_loop().sock_connect(connection, (parts.hostname, parts.port))
+    reader, writer = await asyncio.open_connection(sock=connection, limit=_LITTLE_BYTES if reads_little else 2**16)
     try:
         yield Line(reader, writer)
     finally:

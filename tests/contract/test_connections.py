@@ -6,9 +6,10 @@ import asyncpg
 import pytest
 
 from app.booking.gate.passes import PassSigner
+from app.core.web.protocol import HEAD_LIMIT_BYTES
 from tests.booking.gate.builders import MadeRelease, Phone, held
+from tests.booking.gate.commits import no_commit_of, until_commits_wait
 from tests.booking.gate.waits import until
-from tests.contract.commits import no_commit_of, until_commits_wait
 from tests.contract.line import Line, chunked, claim_message, connected, message
 
 pytestmark = pytest.mark.anyio
@@ -81,6 +82,17 @@ async def test_claims_sent_in_one_packet_are_answered_each_in_its_place(
     assert len(await held(db, made)) == BURST
 
 
+async def test_many_requests_in_one_piece_are_not_one_head_that_is_too_long(line: Line, phone: Phone) -> None:
+    poll = message("GET", _poll(phone.made), headers={"x-more": "a" * 5_000})
+    together = poll * 40
+    # The last of them begins beyond the limit of a head, and ends in the next piece.
+    assert len(together) > 2 * HEAD_LIMIT_BYTES
+    line.send(together[:-1_000])
+    assert [(await line.hear()).status for _ in range(39)] == [200] * 39
+    line.send(together[-1_000:])
+    assert (await line.hear()).status == 200
+
+
 async def test_an_answer_to_head_has_no_body_and_the_next_answer_follows_at_once(line: Line, phone: Phone) -> None:
     line.send(message("HEAD", _poll(phone.made)), claim_message(phone))
     assert (await line.hear(to_head=True)).status == 200
@@ -98,16 +110,18 @@ async def test_whoever_asks_for_it_is_hung_up_on_after_the_answer(
 
 
 async def test_what_follows_a_last_request_is_not_done(
-    line: Line, phone: Phone, db: "asyncpg.Connection[asyncpg.Record]"
+    address: str, line: Line, phone: Phone, signer: PassSigner, db: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    poll = _poll(phone.made)
-    # So that the next poll is answered at once.
-    await line.ask(message("GET", poll))
-    # Which is the last here, whatever it asks for: the answer to HTTP/1.0 says so.
-    line.send(message("GET", poll, headers={"connection": "keep-alive"}, version="1.0"), claim_message(phone))
+    claim = phone.claim()
+    # Refused at once; and the last here, whatever it asks for: the answer to HTTP/1.0 says so.
+    last = message("POST", claim.path, headers={"connection": "keep-alive"}, version="1.0")
+    line.send(last, claim_message(phone, claim))
     assert (await line.hear()).headers["connection"] == "close"
     assert await line.hear_the_end() == b""
-    assert await held(db, phone.made) == []
+    async with connected(address) as other:
+        # Sent after it, and confirmed: by now the one that followed would be, too.
+        assert (await other.ask(claim_message(Phone.with_pass(signer, phone.made)))).status == 201
+    assert await held(db, phone.made) == [(0, 1)]
 
 
 async def test_what_is_no_http_waits_for_the_answers_before_it(

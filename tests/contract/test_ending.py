@@ -9,7 +9,7 @@ import pytest
 from app.booking.gate.passes import PassSigner
 from app.core.settings import Settings
 from tests.booking.gate.builders import Phone, changed, held, make_release
-from tests.contract.commits import no_commit_of, until_commits_wait
+from tests.booking.gate.commits import no_commit_of, until_commits_wait
 from tests.contract.line import claim_message, connected, message
 from tests.races.servers import serving_processes
 

@@ -1,6 +1,6 @@
 """The gate answers for itself, in front of the API; a caller must not be able to tell which of the two refused."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -13,6 +13,7 @@ from app.booking.gate.passes import PassSigner
 from app.core.settings import Settings
 from tests.booking.gate.builders import MadeRelease, Phone, make_release
 from tests.conftest import SignIn
+from tests.contract.line import connected, message
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +22,7 @@ REQUEST_ID: Final = "phone-0001"
 # The limiter of the API, which the gate has none of: it counts claims by pass, without asking Redis.
 LIMITER_HEADERS: Final = frozenset({"ratelimit", "ratelimit-policy"})
 # Each endpoint has methods and a challenge of its own.
-OWN_VALUES: Final = frozenset({"allow", "www-authenticate", "content-length"})
+OWN_VALUES: Final = frozenset({"allow", "www-authenticate", "content-length", "date"})
 JSON: Final = {"content-type": "application/json"}
 
 
@@ -57,20 +58,11 @@ class Both:
 
 
 @pytest.fixture
-async def db(database_url: str) -> AsyncGenerator["asyncpg.Connection[asyncpg.Record]"]:
-    connection = await asyncpg.connect(database_url)
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-@pytest.fixture
 async def both(
     client: httpx2.AsyncClient, db: "asyncpg.Connection[asyncpg.Record]", sign_in: SignIn, settings: Settings
 ) -> Both:
     made = await make_release(db)
-    phone = Phone.with_pass(PassSigner(settings.pass_key.get_secret_value()), made, people=(UUID(SOMEBODY),))
+    phone = Phone.with_pass(PassSigner(settings.pass_key.get_secret_value()), made, people=(UUID(SOMEBODY), uuid4()))
     return Both(client, made, phone, await sign_in("both"))
 
 
@@ -188,7 +180,8 @@ async def test_what_is_not_there_is_refused_alike(both: Both) -> None:
 async def test_what_is_granted_carries_the_headers_of_every_answer(both: Both) -> None:
     """Against an answer of the API that nothing is special about."""
     api = await both.client.get("/v1/time", headers={"x-request-id": REQUEST_ID})
-    request = both.phone.claim()
+    # Somebody who has no place yet, in whichever way the requests are carried.
+    request = both.phone.claim(people=both.phone.people[1:])
     headers = both.phone.headers | {"x-request-id": REQUEST_ID}
     for status in (201, 200):
         gate = await both.client.put(request.path, content=request.body, headers=headers)
@@ -216,7 +209,16 @@ async def test_a_request_id_that_is_no_token_is_replaced_alike(both: Both, given
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
 
 
-async def test_a_body_announced_too_large_is_refused_before_it_is_sent(both: Both) -> None:
-    gate, api = await both.send("{}", headers={"content-length": "9999999", "expect": "100-continue"})
-    assert (gate.status_code, api.status_code) == (413, 413)
-    assert gate.json()["code"] == api.json()["code"] == "body_too_large"
+async def test_a_body_announced_too_large_is_refused_before_it_is_sent(both: Both, address: str) -> None:
+    sent = JSON | {"content-length": "9999999", "expect": "100-continue", "x-request-id": REQUEST_ID}
+    told: list[dict[str, str]] = []
+    for method, path, who in (
+        ("PUT", both.phone.claim().path, both.phone.headers),
+        ("POST", f"/v1/releases/{both.made.release_id}/pass", both.bearer),
+    ):
+        async with connected(address) as line:
+            heard = await line.ask(message(method, path, headers=who | sent))
+            assert (heard.status, heard.word, heard.headers["connection"]) == (413, "body_too_large", "close")
+            told.append({name: heard.headers[name] for name in heard.headers.keys() - LIMITER_HEADERS - OWN_VALUES})
+    assert told[0].items() >= {"x-request-id": REQUEST_ID}.items()
+    assert told[0].keys() == told[1].keys()

@@ -1,5 +1,7 @@
 """What came last is remembered, and no more than that."""
 
+import weakref
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,3 +54,21 @@ def test_a_value_that_is_asked_for_again_and_again_outlives_all_that_comes_and_g
 def test_a_limit_that_leaves_one_generation_without_room_is_a_defect(limit: int) -> None:
     with pytest.raises(AssertionError):
         Recent[int, int](limit)
+
+
+def test_what_is_forgotten_is_freed_one_by_one_and_before_more_is_forgotten() -> None:
+    class Value:
+        pass
+
+    alive: weakref.WeakSet[Value] = weakref.WeakSet()
+    recent: Recent[int, Value] = Recent(100)
+    before = 0
+    for key in range(1_000):
+        value = Value()
+        alive.add(value)
+        recent.put(key, value)
+        del value
+        # One has come, so at most one more than that has gone.
+        assert len(alive) >= before
+        assert len(alive) <= 150
+        before = len(alive)

@@ -9,7 +9,7 @@ import asyncio
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, cast
 
@@ -22,7 +22,7 @@ from app.booking.gate.errors import Busy, Contradiction, NotInForce, contradicti
 from app.booking.gate.ledger import Verdict, Winner
 from app.booking.gate.link import CLAIM, OTHER_SERVER, Argument, Links
 from app.booking.gate.records import ClaimRecord
-from app.booking.gate.state import Release
+from app.booking.gate.state import Release, pack_ordinals
 from app.core.ids import id_of
 from app.core.problems import jittered_ms
 from app.core.recent import Recent
@@ -34,8 +34,6 @@ _LENGTH: Final = struct.Struct("<H")
 # Of a packed claim: id, fingerprint, account, when the pass expires (ms), own delay (ms), together (1) and waitlist (2)
 # in one, number of people, number of choices. The people (16 bytes each) and the choices (ordinals) follow.
 HEAD: Final = struct.Struct("<16s8s16sQIBBB")
-# Every ordinal that a pool can have (a smallint), packed.
-ORDINALS: Final = tuple(struct.pack("<H", ordinal) for ordinal in range(2**15))
 _BUSY_RETRY_MS: Final = 1_500
 # Claims that are worth a call of their own while others are under way: Redis judges these while more are being read.
 _FULL_CALL: Final = 48
@@ -55,18 +53,14 @@ log = structlog.get_logger(__name__)
 class Order(msgspec.Struct, frozen=True, gc=False):
     """A claim: its id, the pools that it names, all of it packed as the script takes it (see claim.lua).
 
-    `request` is the claim as the phone made it (JSON), which PostgreSQL keeps.
+    `wanted` has bit n for the pool of ordinal n. `request` is the claim as the phone made it (JSON), which PostgreSQL
+    keeps.
     """
 
     claim_id: bytes
-    choices: list[int]
+    wanted: int
     packed: bytes
     request: bytes
-
-
-def pack_ordinals(ordinals: Iterable[int]) -> bytes:
-    """Return pool ordinals as the scripts read them."""
-    return b"".join([ORDINALS[ordinal] for ordinal in ordinals])
 
 
 class ScriptAnswer(msgspec.Struct, frozen=True, gc=False):
@@ -142,8 +136,8 @@ class Admission:
         if waiting >= limit:
             raise Busy(retry_after_ms=jittered_ms(_BUSY_RETRY_MS))
         (self._retries if is_retry else self._queue).append(_Waiting(order, tell, time.monotonic()))
-        # Most come to a queue that is to be sent already.
-        if waiting + 1 >= _FULL_CALL or self._under_way == 0:
+        # Most come to a queue that is to be sent already, or after the calls that are under way.
+        if waiting + 1 >= _FULL_CALL if self._under_way or self._is_due else True:
             self._send_soon()
 
     async def admit(self, order: Order) -> Judged | Exception:
@@ -267,8 +261,14 @@ class Admission:
         self._background.start(send()).add_done_callback(partial(self._came_back, batch, confirmed))
 
     def _deliver(self, batch: list[_Waiting], answers: list[ScriptAnswer]) -> None:
+        judged: Judged | Exception | None = None
+        said: ScriptAnswer | None = None
         for waiting, answer in zip(batch, answers, strict=True):
-            judged: Judged | Exception
+            if answer is said and judged is not None:
+                # The same word as to the one before.
+                _tell(waiting, judged)
+                continue
+            said = answer
             try:
                 judged = self._admitted(waiting, answer) if answer.code in "TWKP" else Judged(answer, None, None)
             except Exception as error:  # noqa: BLE001 - an answer that cannot be read must not cost the others theirs
@@ -305,7 +305,10 @@ class Admission:
     ) -> tuple[list[str], list[Argument]]:
         release = self.release
         keys = release.keys
-        ordinals = sorted({ordinal for waiting in batch for ordinal in waiting.order.choices})
+        wanted = 0
+        for waiting in batch:
+            wanted |= waiting.order.wanted
+        ordinals = [ordinal for ordinal in range(wanted.bit_length()) if wanted >> ordinal & 1]
         names = [keys.meta, keys.pools, keys.claims, keys.people, keys.accounts, keys.pending]
         names.extend(release.free_maps[ordinal] for ordinal in ordinals)
         return names, [

@@ -113,10 +113,32 @@ local function load_pools(wanted)
 end
 load_pools(ordinals)
 
+-- Reads fields of a hash in few commands; what is not there becomes `empty`.
+local function read_all(key, fields, into, empty)
+    for from = 1, #fields, UNPACK_LIMIT do
+        local last = math.min(from + UNPACK_LIMIT - 1, #fields)
+        local values = redis.call('HMGET', key, unpack(fields, from, last))
+        for i = from, last do into[fields[i]] = values[i - from + 1] or empty end
+    end
+end
+
 -- Confirmations ride along. One that comes twice, or for a claim that was released, finds nothing pending.
-for _, id in ipairs(confirmed) do
-    if redis.call('ZREM', KEYS[6], id) == 1 then
-        local record = redis.call('HGET', KEYS[3], id)
+-- They are at most some hundreds (admission.py): few enough for one command each.
+if #confirmed > 0 then
+    local deadlines, settled, records = redis.call('ZMSCORE', KEYS[6], unpack(confirmed)), {}, {}
+    for i, id in ipairs(confirmed) do
+        -- The same id may stand there twice.
+        if deadlines[i] and records[id] == nil then
+            settled[#settled + 1] = id
+            records[id] = false
+        end
+    end
+    if #settled > 0 then
+        redis.call('ZREM', KEYS[6], unpack(settled))
+        read_all(KEYS[3], settled, records, false)
+    end
+    for _, id in ipairs(settled) do
+        local record = records[id]
         if not record then error('CONTRADICTION a claim is pending and not there') end
         for at = CLAIM_HEAD_BYTES + 1, #record, 23 do
             local ordinal, place = unpack_struct('<I2I4', record, at + 16)
@@ -130,13 +152,6 @@ for _, id in ipairs(confirmed) do
 end
 
 local record_of, booked_of, count_of = {}, {}, {}
-local function read_all(key, fields, into, empty)
-    for from = 1, #fields, UNPACK_LIMIT do
-        local last = math.min(from + UNPACK_LIMIT - 1, #fields)
-        local values = redis.call('HMGET', key, unpack(fields, from, last))
-        for i = from, last do into[fields[i]] = values[i - from + 1] or empty end
-    end
-end
 read_all(KEYS[3], ids, record_of, false)
 read_all(KEYS[4], persons, booked_of, '')
 read_all(KEYS[5], accounts, count_of, 0)
@@ -362,6 +377,13 @@ end)
 if moved then
     redis.call('HSET', KEYS[1], 'seq', string.format('%.0f', seq), 'version', string.format('%.0f', meta[8] + 1))
 end
-for id in pairs(pending_now) do redis.call('ZADD', KEYS[6], now_ms + ARGV[3], id) end
+local deadline_ms, deadlines = string.format('%.0f', now_ms + ARGV[3]), {}
+for id in pairs(pending_now) do
+    deadlines[#deadlines + 1] = deadline_ms
+    deadlines[#deadlines + 1] = id
+end
+for from = 1, #deadlines, UNPACK_LIMIT do
+    redis.call('ZADD', KEYS[6], unpack(deadlines, from, math.min(from + UNPACK_LIMIT - 1, #deadlines)))
+end
 
 return table.concat(answers)

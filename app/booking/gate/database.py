@@ -71,6 +71,14 @@ async def _lent(
         await database.release(connection)
 
 
+async def leave_as_it_is(_connection: object) -> None:
+    """Do nothing to a connection that comes back to the gate's pool.
+
+    The driver would end whatever a session can hold, by a round trip of its own that every winner waits for. The gate
+    holds nothing beyond a transaction but the lock of a rebuild, which gives it back itself or ends the connection.
+    """
+
+
 def line_settings(*, silence_ms: int) -> dict[str, str]:
     """Return the server's settings for connections whose other end may vanish without a word.
 

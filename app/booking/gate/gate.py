@@ -13,9 +13,9 @@ from redis.exceptions import RedisError
 
 from app.booking.gate import errors
 from app.booking.gate.admission import Judged, Order
-from app.booking.gate.database import line_settings
+from app.booking.gate.database import leave_as_it_is, line_settings
 from app.booking.gate.keys import BALLAST_FIELD
-from app.booking.gate.ledger import Verdict, Winner
+from app.booking.gate.ledger import Verdict
 from app.booking.gate.link import Links, ms_of_time
 from app.booking.gate.rebuild import suspend
 from app.booking.gate.records import ClaimRecord, PoolCounts
@@ -24,6 +24,7 @@ from app.booking.gate.retirement import retire, states_in_redis
 from app.booking.gate.rooms import OUT_OF_REACH, REBUILD_RETRY_MS, Room, Rooms, rebuilding_again
 from app.booking.gate.state import Release
 from app.booking.gate.sweep import sweep_release
+from app.booking.gate.under_way import UnderWay
 from app.core.clock import Clock
 from app.core.ids import id_of
 from app.core.problems import IdempotencyMismatch, InternalError, NotFound, Problem, jittered_ms
@@ -82,10 +83,10 @@ class Gate:
         self._database = database
         self._links = Links(settings, _LINKS)
         self.background = Chores()
-        self._under_way: dict[tuple[UUID, int], asyncio.Future[Verdict]] = {}
+        self._under_way = UnderWay(self.background, lambda: self._rooms, self.sweep)
         # Claims that the script has judged and whose phones wait for more than its word.
         self._going_on: set[asyncio.Task[Outcome]] = set()
-        self._rooms = Rooms(settings, self._links, database, self.background, self._see_through)
+        self._rooms = Rooms(settings, self._links, database, self.background, self._under_way.see_through)
         # The releases that this worker knows, by the bytes of their ids; to be read without asking anybody.
         self.entered = self._rooms.entered
 
@@ -96,6 +97,7 @@ class Gate:
             settings.database_url.get_secret_value(),
             min_size=0,
             max_size=settings.gate_connection_limit,
+            reset=leave_as_it_is,
             server_settings={
                 "application_name": "clocktower-gate",
                 # A yes is durable before it is spoken, whatever the server's default says.
@@ -117,8 +119,9 @@ class Gate:
                 # What does not get done in time is settled by the sweep, or by the phone's next try.
                 for room in tuple(self.entered.values()):
                     await room.admission.drained()
-                while under_way := {*self._under_way.values(), *self._going_on}:
+                while under_way := {*self._under_way.verdicts, *self._going_on}:
                     await asyncio.wait(under_way)
+        self._under_way.give_up()
         # Cut first: on a silent line a chore that is told to end would wait for the answer to its last words.
         self._database.terminate()
         await self.background.end()
@@ -137,23 +140,22 @@ class Gate:
         A "no" is told from the very call in which the script says it: nobody's task has to be woken for it. Raises
         `Busy`, and tells nothing, where the queue is full.
         """
+        room.admission.put(order, partial(self._judged, room, order, tell))
 
-        def judged(outcome: Judged | Exception) -> None:
-            at_once: Outcome | None = None
-            if type(outcome) is Judged:
-                try:
-                    if outcome.verdict is not None:
-                        self._tell_when_decided(room, order, outcome, tell)
-                        return
-                    at_once = _final(room, outcome)
-                except Exception:  # noqa: BLE001 - met again in `_go_on`, where there is time to say so
-                    at_once = None
-            if at_once is None:
-                self._take_on(self._go_on(room, order, outcome), tell)
-            else:
-                tell(at_once)
-
-        room.admission.put(order, judged)
+    def _judged(self, room: Room, order: Order, tell: Callable[[Outcome], None], judged: Judged | Exception) -> None:
+        at_once: Outcome | None = None
+        if type(judged) is Judged:
+            try:
+                if judged.verdict is not None:
+                    self._tell_when_decided(room, order, judged, tell)
+                    return
+                at_once = _final(room, judged)
+            except Exception:  # noqa: BLE001 - met again in `_go_on`, where there is time to say so
+                at_once = None
+        if at_once is None:
+            self._take_on(self._go_on(room, order, judged), tell)
+        else:
+            tell(at_once)
 
     def _tell_when_decided(self, room: Room, order: Order, judged: Judged, tell: Callable[[Outcome], None]) -> None:
         """Tell what PostgreSQL says of an admitted claim, or that it is still pending when the wait is over.
@@ -238,36 +240,6 @@ class Gate:
             return Decided(room.release, record, repeated=True)
         return await self._told(room, record, verdict, repeated=answer.code == "P")
 
-    def _see_through(self, room: Room, winner: Winner) -> asyncio.Future[Verdict]:
-        """Take an admitted claim to PostgreSQL and the verdict back to Redis, whoever still waits for it.
-
-        A claim that is on its way already is not sent twice.
-        """
-        key = winner.record.claim_id, room.release.epoch
-        decided = self._under_way.get(key)
-        if decided is None:
-            decided = self._under_way[key] = asyncio.get_running_loop().create_future()
-            room.ledger.commit(winner).add_done_callback(partial(self._verdict_came, room, winner.record, decided))
-        return decided
-
-    def _verdict_came(
-        self,
-        room: Room,
-        record: ClaimRecord,
-        decided: asyncio.Future[Verdict],
-        committing: asyncio.Future[Verdict],
-    ) -> None:
-        def settle(_: object = None) -> None:
-            del self._under_way[record.claim_id, room.release.epoch]
-            decided.set_result(verdict)
-
-        verdict = Verdict.UNKNOWN if committing.cancelled() else committing.result()
-        if verdict is Verdict.COMMITTED:
-            room.admission.confirm(record.claim_id.bytes)
-            settle()
-        else:
-            self.background.start(self._after(room, record, verdict)).add_done_callback(settle)
-
     async def _told(
         self, room: Room, record: ClaimRecord, verdict_later: asyncio.Future[Verdict], *, repeated: bool
     ) -> Outcome | None:
@@ -291,26 +263,6 @@ class Gate:
                 return None
             case Verdict.UNKNOWN:
                 return Pending(jittered_ms(REBUILD_RETRY_MS))
-            case _:
-                assert_never(verdict)
-
-    async def _after(self, room: Room, record: ClaimRecord, verdict: Verdict) -> None:
-        """Bring Redis in line with a verdict that is no yes."""
-        match verdict:
-            case Verdict.CLASH | Verdict.VOID | Verdict.ELSEWHERE:
-                # Its tombstone, or its row in another release, is committed: nobody can book under this id any more.
-                try:
-                    await room.settlement.release_claims([record.claim_id.bytes])
-                except (errors.GateError, RedisError, OSError) as error:
-                    log.warning("gate_release_left_to_sweep", error=type(error).__name__)
-                else:
-                    self.background.start(self.sweep(room.release.release_id))
-            case Verdict.STALE | Verdict.CONTRADICTION:
-                # Stale too: whoever raised the epoch may have died before putting the new state in force.
-                self._rooms.condemn(room, because=verdict.name.lower())
-            case Verdict.COMMITTED | Verdict.UNKNOWN:
-                # The first is confirmed already, the second is for the sweep to settle.
-                pass
             case _:
                 assert_never(verdict)
 
@@ -351,11 +303,9 @@ class Gate:
         keys = room.release.keys
         try:
             async with self._links.lend() as link:
-                epoch, version, in_force, pools, time = await link.commands(
+                meta, pools, time = await link.commands(
                     [
-                        ["HGET", keys.meta, "epoch"],
-                        ["HGET", keys.meta, "version"],
-                        ["HEXISTS", keys.meta, "identity"],
+                        ["HMGET", keys.meta, "epoch", "version", "identity"],
                         ["HGETALL", keys.pools],
                         ["TIME"],
                     ]
@@ -363,7 +313,8 @@ class Gate:
                 identity = link.identity
         except (RedisError, OSError):
             raise _unreachable() from None
-        same_epoch = epoch is not None and int(cast("bytes", epoch)) == room.release.epoch
+        epoch, version, in_force = cast("list[bytes | None]", meta)
+        same_epoch = epoch is not None and int(epoch) == room.release.epoch
         if not (same_epoch and in_force and identity == room.release.identity):
             self._rooms.leave(room)
             raise rebuilding_again()

@@ -4,7 +4,6 @@ Counted by account and not by address, since families and schools share one. Not
 must cost less than an answer. With several workers an account may get as many times the limit.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 from app.core.problems import RateLimited, jittered_ms
@@ -17,16 +16,14 @@ _WINDOW_MS: Final = 1_000 * _WINDOW_SECONDS
 class AccountLimit:
     """Counts the requests of each account in windows of one second; what was counted is forgotten with its window."""
 
-    def __init__(self, name: str, requests_per_second: int, now_ms: Callable[[], int]) -> None:
+    def __init__(self, name: str, requests_per_second: int) -> None:
         self._name = name
         self._limit = requests_per_second
-        self._now_ms = now_ms
         self._window = 0
         self._counts: dict[bytes, int] = {}
 
-    def count(self, account: bytes) -> None:
-        """Count one request. Raises `RateLimited` beyond the limit, until the window is over."""
-        now_ms = self._now_ms()
+    def count(self, account: bytes, now_ms: int) -> None:
+        """Count one request at this moment. Raises `RateLimited` beyond the limit, until the window is over."""
         window = now_ms // _WINDOW_MS
         if window != self._window:
             self._window = window

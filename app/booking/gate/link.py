@@ -184,11 +184,6 @@ class Link:
         if self._wire is not None:
             self._wire.connection_lost(None)
 
-    async def _drop(self, wire: _Wire | None) -> None:
-        # Of several calls that were under way another may have connected anew by now.
-        if self._wire is wire:
-            await self.drop()
-
     def post(self, commands: Sequence[Sequence[Argument]]) -> "asyncio.Future[list[Reply | RedisError]]":
         """Send commands now, in one write; never sends twice.
 
@@ -211,16 +206,15 @@ class Link:
         Raises the first error among the replies, or `ConnectionError`/`TimeoutError` of redis; never sends twice.
         """
         await self.connect()
-        wire = self._wire
         try:
             replies = await self.post(commands)
         except BaseException:
-            await self._drop(wire)
+            await self.drop()
             raise
         failure = next((reply for reply in replies if isinstance(reply, RedisError)), None)
         if failure is not None:
             if not isinstance(failure, NoScriptError):
-                await self._drop(wire)
+                await self.drop()
             raise failure
         return cast("list[Reply]", replies)
 

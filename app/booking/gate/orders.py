@@ -5,13 +5,14 @@ did not expect, and never refuses anything: whatever it gives up on is read agai
 """
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 from uuid import UUID
 
 import msgspec
 
-from app.booking.gate.admission import HEAD, ORDINALS, Order
+from app.booking.gate.admission import HEAD, Order
 from app.booking.gate.errors import (
     DuplicateChoice,
     DuplicatePerson,
@@ -68,23 +69,24 @@ class OrderBook:
             claim = _decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        if claim.release != release.name or may_name_twice(body):
+        texts = claim.choices
+        if (
+            claim.release != release.name
+            or not 0 < len(claim.people) <= self._people_limit
+            or not 0 < len(texts) <= self._choices_limit
+            or may_name_twice(body)
+        ):
             return None
-        if not (0 < len(claim.people) <= self._people_limit and 0 < len(claim.choices) <= self._choices_limit):
-            return None
-        choices: list[int] = []
-        wanted = 0
-        for text in claim.choices:
-            ordinal = release.ordinals.get(text)
-            if ordinal is None:
+        wanted, wishes, marks = 0, b"", release.marks
+        for text in texts:
+            mark = marks.get(text)
+            # Some other pool, or the same once more.
+            if mark is None or wanted & mark[0]:
                 return None
-            choices.append(ordinal)
-            wanted |= 1 << ordinal
-        # A choice that comes twice sets its bit once.
-        if wanted.bit_count() != len(choices):
-            return None
+            wanted |= mark[0]
+            wishes += mark[1]
         people = _eligible(claim.people, contents, wanted)
-        return None if people is None else _order(claim_id, claim, body, contents, people, choices)
+        return None if people is None else _order(claim_id, claim, body, contents, people, wanted, wishes)
 
     def read(self, body: bytes, contents: Pass) -> ClaimBody:
         """Return a claim for the release of the pass, all of it in form.
@@ -108,12 +110,14 @@ class OrderBook:
 
     def carefully(self, claim_id: bytes, claim: ClaimBody, body: bytes, contents: Pass, release: Release) -> Order:
         """Return the order of a claim that was read from this body. Raises `UnknownPool` and `NotEligible`."""
-        choices: list[int] = []
+        wanted, wishes, bits = 0, b"", list[int]()
         for index, pool_id in enumerate(claim.choices):
-            ordinal = release.ordinals.get(str(pool_id))
-            if ordinal is None:
+            mark = release.marks.get(str(pool_id))
+            if mark is None:
                 raise UnknownPool(errors=[FieldError(f"choices[{index}]", "unknown_pool")])
-            choices.append(ordinal)
+            wanted |= mark[0]
+            wishes += mark[1]
+            bits.append(mark[0])
         people: list[PassPerson] = []
         for person_id in claim.people:
             person = contents.person(person_id.bytes)
@@ -121,11 +125,11 @@ class OrderBook:
                 raise NotEligible(
                     "The pass does not name this person.", "凭证中没有该人员。", extra={"person": str(person_id)}
                 )
-            for pool_id, ordinal in zip(claim.choices, choices, strict=True):
-                if not person.may_claim(1 << ordinal):
+            for pool_id, bit in zip(claim.choices, bits, strict=True):
+                if not person.may_claim(bit):
                     raise NotEligible(extra={"person": str(person_id), "pool": str(pool_id)})
             people.append(person)
-        return _order(claim_id, claim, body, contents, people, choices)
+        return _order(claim_id, claim, body, contents, people, wanted, wishes)
 
 
 def _eligible(texts: Sequence[str], contents: Pass, wanted: int) -> list[PassPerson] | None:
@@ -146,25 +150,38 @@ def _order(
     body: bytes,
     contents: Pass,
     people: list[PassPerson],
-    choices: list[int],
+    wanted: int,
+    wishes: bytes,
 ) -> Order:
-    wishes = b"".join([person.person for person in people]) + b"".join([ORDINALS[ordinal] for ordinal in choices])
+    delay_ms = 0
+    named = b""
+    for person in people:
+        named += person.person
+        # Not max(), which is a call for each claim.
+        if person.delay_ms > delay_ms:  # noqa: PLR1730 - as said
+            delay_ms = person.delay_ms
+    named += wishes
     flags = claim.together | claim.waitlist << 1
     # What makes two requests under one id the same. It is kept for as long as the claim: its form must not change.
-    fingerprint = blake2b(
-        contents.release + contents.account + wishes, digest_size=8, person=bytes((flags, len(people)))
-    ).digest()
+    hashed = _fingerprinting(flags, len(people)).copy()
+    hashed.update(contents.release + contents.account + named)
     head = HEAD.pack(
         claim_id,
-        fingerprint,
+        hashed.digest(),
         contents.account,
         contents.expires_ms,
-        max([person.delay_ms for person in people]),
+        delay_ms,
         flags,
         len(people),
-        len(choices),
+        len(claim.choices),
     )
-    return Order(claim_id, choices, head + wishes, body)
+    return Order(claim_id, wanted, head + named, body)
+
+
+@lru_cache(maxsize=256)
+def _fingerprinting(flags: int, people: int) -> blake2b:
+    """Return what is to be copied for a fingerprint: to begin anew takes longer than all the rest of it."""
+    return blake2b(digest_size=8, person=bytes((flags, people)))
 
 
 def repeated(field: str, items: Collection[UUID]) -> list[FieldError]:

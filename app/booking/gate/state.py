@@ -1,5 +1,7 @@
 """What a worker knows of a release without asking: its epoch, its pools, its hours. True until a script says no."""
 
+import struct
+from collections.abc import Sequence
 from typing import Any, Final, Self
 
 import msgspec
@@ -39,13 +41,19 @@ class ReleaseSetup(msgspec.Struct, frozen=True, array_like=True):
 _encoder: Final = msgspec.msgpack.Encoder()
 
 
+def pack_ordinals(ordinals: Sequence[int]) -> bytes:
+    """Return pool ordinals as the scripts read them: two bytes each, the low one first."""
+    return struct.pack(f"<{len(ordinals)}H", *ordinals)
+
+
 class Release:
     """A release in one epoch, with what is derived from its setup.
 
-    `name` is its id as phones write it, and so are the keys of `ordinals`, the pools.
+    `name` is its id as phones write it, and so are the keys of `marks`: for each pool its bit in a set of pools (bit n
+    is ordinal n), and its ordinal as the scripts read it.
     """
 
-    __slots__ = ("epoch", "free_maps", "identity", "keys", "name", "ordinals", "pool_ids", "release_id", "setup")
+    __slots__ = ("epoch", "free_maps", "identity", "keys", "marks", "name", "pool_ids", "release_id", "setup")
 
     def __init__(self, setup: ReleaseSetup, identity: str) -> None:
         self.setup = setup
@@ -54,7 +62,9 @@ class Release:
         self.epoch = setup.epoch
         self.keys = EpochKeys(self.release_id, setup.epoch)
         self.pool_ids = tuple(id_of(pool.pool_id) for pool in setup.pools)
-        self.ordinals = {str(pool_id): ordinal for ordinal, pool_id in enumerate(self.pool_ids)}
+        self.marks = {
+            str(pool_id): (1 << ordinal, pack_ordinals([ordinal])) for ordinal, pool_id in enumerate(self.pool_ids)
+        }
         self.name = str(self.release_id)
         self.free_maps = tuple(self.keys.free_map(ordinal) for ordinal in range(len(setup.pools)))
 

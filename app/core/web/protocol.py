@@ -13,6 +13,7 @@ from app.core.web.headers import REQUEST_ID_NAME, request_id_for, with_standing_
 # Address and headers of one request. The parser itself has no bound for a header and would gather it in memory.
 # A pass for ten people and every pool has about 2 KiB.
 HEAD_LIMIT_BYTES: Final = 65_536
+_END_OF_HEAD: Final = b"\r\n\r\n"
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
 _HEAD: Final = b"%b%b" + REQUEST_ID_NAME + b": %b\r\ncontent-length: %d\r\n\r\n"
 _HEAD_ALONE: Final = b"%b%b" + REQUEST_ID_NAME + b": %b\r\n\r\n"
@@ -64,7 +65,7 @@ class ProblemProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Read on, unless a head has grown too long by now. One that comes in a single piece is as long as that."""
+        """Read on, unless a head has grown too long by now."""
         if not self._reads_on:
             return
         if self.timeout_keep_alive_task is not None:
@@ -79,7 +80,9 @@ class ProblemProtocol(HttpToolsProtocol):
             # Nothing here is spoken but HTTP; who asks for something else is answered in HTTP (RFC 9110, section 7.8).
             pass
         if self._in_head:
-            self._head_bytes += len(data)
+            # Of what came in one piece, the requests before this one end before it does: most with an empty line.
+            before, end, _ = data.rpartition(_END_OF_HEAD)
+            self._head_bytes += len(data) - len(before) - len(end)
             if self._head_bytes > HEAD_LIMIT_BYTES and not self.transport.is_closing():
                 self._refuse(HeadTooLarge())
 

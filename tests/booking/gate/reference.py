@@ -31,7 +31,12 @@ class Asked:
         counts = flags, len(self.people), len(self.choices)
         head = (self.claim_id, self.fingerprint, self.account, self.pass_expires_ms, self.delay_ms, *counts)
         wishes = b"".join(self.people) + struct.pack(f"<{len(self.choices)}H", *self.choices)
-        return Order(self.claim_id, self.choices, struct.pack("<16s8s16sQIBBB", *head) + wishes, b"{}")
+        return Order(
+            self.claim_id,
+            sum(1 << ordinal for ordinal in set(self.choices)),
+            struct.pack("<16s8s16sQIBBB", *head) + wishes,
+            b"{}",
+        )
 
 
 @dataclass(frozen=True)

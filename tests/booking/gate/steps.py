@@ -21,7 +21,7 @@ async def admit(worker: Worker, request: Request) -> Winner:
     claim_id = UUID(request.path.rpartition("/")[2])
     body = read_claim(request.body)
     room = await worker.gate._rooms.room(body.release)
-    contents = worker.desk._pass_in(request, worker.desk._claims)
+    contents = worker.desk._pass_in(request, worker.desk._claims, Clock().now_ms())
     admission, admitted = room.admission, list[Winner]()
     see_through = admission._see_through
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -12,13 +13,16 @@ import structlog
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from app.booking.gate.admission import ScriptAnswer, _Waiting
+from app.booking.gate.admission import _CONFIRM_DELAY_SECONDS, ScriptAnswer, _Waiting
+from app.booking.gate.desk import Request
 from app.booking.gate.passes import PassSigner
+from app.core.ids import new_id
 from tests.booking.gate.agreement import assert_agrees, seen_in_redis
-from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, held, make_release
+from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, held, make_release, words
+from tests.booking.gate.commits import no_commit_of, until_commits_wait
 from tests.booking.gate.conftest import OpenWorker
 from tests.booking.gate.relay import Relay, relaying
-from tests.booking.gate.waits import until
+from tests.booking.gate.waits import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.anyio
 
@@ -144,3 +148,113 @@ async def test_a_claim_that_was_admitted_is_seen_through_although_its_request_wa
 
         await until(confirmed)
     assert await held(db, made) == [(0, 1)]
+
+
+async def test_an_answer_that_cannot_be_read_costs_its_own_claim_and_no_other(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner
+) -> None:
+    made = await make_release(db, capacities=(9,))
+    admission = (await worker.gate._rooms.room(made.release_id)).admission
+    deliver = admission._deliver
+
+    def deliver_spoilt(batch: list[_Waiting], answers: list[ScriptAnswer]) -> None:
+        admission._deliver = deliver
+        # A claim without its particulars, and a limit that is nobody's.
+        deliver(batch, [answers[0], ScriptAnswer("T", b"", 1), ScriptAnswer("L", b"p", 1), answers[3]])
+
+    admission._deliver = deliver_spoilt
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        said = await asyncio.gather(*(worker.ask(Phone.with_pass(signer, made).claim()) for _ in range(4)))
+        assert [one.word for one in said] == ["confirmed", "internal_error", "internal_error", "confirmed"]
+        await admission.drained()
+    assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+
+
+async def test_a_call_that_cannot_be_made_is_told_to_those_who_are_in_it_and_the_next_is_made(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner
+) -> None:
+    made = await make_release(db, capacities=(9,))
+    await worker.ask(Phone.with_pass(signer, made).claim())
+    admission = worker.gate.entered[made.release_id.bytes].admission
+    arguments, admission._arguments = admission._arguments, _not_to_be_had
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        said = await asyncio.gather(*(worker.ask(Phone.with_pass(signer, made).claim()) for _ in range(60)))
+        assert words(said) == {"internal_error": 60}
+        await admission.drained()
+    admission._arguments = arguments
+    assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+
+
+def _not_to_be_had(*_: object, **__: object) -> NoReturn:
+    raise IndexError
+
+
+async def test_a_gate_that_closes_leaves_nobody_without_a_word(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    redis_url: str,
+    tmp_path: Path,
+    open_worker: OpenWorker,
+    signer: PassSigner,
+) -> None:
+    made = await make_release(db, capacities=(9,))
+    changes = {"shutdown_grace_seconds": 1, "redis_timeout_ms": 10_000}
+    async with _stuck_script(made, redis_url, tmp_path, open_worker, signer, **changes) as (worker, _, first):
+        queued = [asyncio.create_task(worker.ask(Phone.with_pass(signer, made).claim())) for _ in range(60)]
+        looking = asyncio.create_task(worker.ask(Request("GET", f"/v1/releases/{new_id()}/availability", {})))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await worker.gate.close()
+            said = await asyncio.gather(first, *queued, looking)
+        # Each may ask again, elsewhere, with the same id.
+        assert {one.status for one in said} == {503}
+        assert all(one.body["retryable"] for one in said)
+
+
+async def test_a_gate_that_closes_leaves_nobody_without_a_word_who_waits_for_a_connection(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    redis_url: str,
+    tmp_path: Path,
+    open_worker: OpenWorker,
+    signer: PassSigner,
+) -> None:
+    made = await make_release(db, capacities=(9,))
+    socket_path = tmp_path / "valkey.sock"
+    async with relaying(socket_path, Path(urlsplit(redis_url).path)) as relay:
+        worker = await open_worker(
+            redis_url=SecretStr(f"unix://{socket_path}"), shutdown_grace_seconds=1, redis_timeout_ms=10_000
+        )
+        assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+        relay.swallows = True
+        worker.gate._links.claims.cut()
+        asking = asyncio.create_task(worker.ask(Phone.with_pass(signer, made).claim()))
+        await relay.swallowed.wait()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await worker.gate.close()
+            assert (await asking).word == "gate_unreachable"
+
+
+async def test_a_gate_that_closes_leaves_no_winner_without_a_word(
+    db: "asyncpg.Connection[asyncpg.Record]", database_url: str, open_worker: OpenWorker, signer: PassSigner
+) -> None:
+    made = await make_release(db)
+    worker = await open_worker(shutdown_grace_seconds=1, commit_wait_ms=30_000)
+    await worker.gate.release(made.release_id)
+    async with no_commit_of(database_url, made):
+        asking = asyncio.create_task(worker.ask(Phone.with_pass(signer, made).claim()))
+        await until_commits_wait(db)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await worker.gate.close()
+            assert (await asking).word == "gate_unreachable"
+
+
+async def test_a_confirmation_whose_moment_comes_after_the_end_connects_nothing(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db)
+    assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+    await worker.gate.close()
+    await asyncio.sleep(4 * _CONFIRM_DELAY_SECONDS)
+    claims = worker.gate._links.claims
+    assert (claims.is_up, claims.identity) == (False, "")
+    # It is in PostgreSQL; that the gate does not know of it yet is for the sweep.
+    assert len((await seen_in_redis(redis, made)).pending) == 1

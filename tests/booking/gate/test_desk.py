@@ -1,6 +1,8 @@
 """Whatever goes wrong at the desk is an answer."""
 
+import asyncio
 import json
+from typing import NoReturn
 
 import asyncpg
 import pytest
@@ -10,6 +12,7 @@ from app.booking.gate.passes import Pass, PassSigner
 from app.core.clock import Clock
 from tests.booking.gate.builders import Phone, Worker, changed, make_release, read
 from tests.booking.gate.conftest import OpenWorker
+from tests.booking.gate.waits import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -71,3 +74,52 @@ async def test_a_path_that_is_nearly_ours_is_not_taken_for_it(
     method = "PUT" if "claims" in path else "GET"
     answer = await worker.desk.answer(changed(request, method=method, path=path.format(id=made.release_id)))
     assert answer.status == status
+
+
+async def test_an_answer_that_cannot_be_written_is_told_as_a_defect(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await make_release(db)
+    request = Phone.with_pass(signer, made).claim()
+    await worker.gate.release(made.release_id)
+
+    def cannot(*_: object) -> NoReturn:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("app.booking.gate.desk.claim_view", cannot)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert (await worker.ask(request)).word == "internal_error"
+    # What was won was won.
+    assert (await worker.ask(request)).word == "confirmed"
+
+
+async def test_claims_of_one_moment_are_answered_each_for_itself(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner
+) -> None:
+    made, unknown = await make_release(db, capacities=(9,)), await make_release(db, capacities=(9,))
+    await worker.gate.release(made.release_id)
+    phone = Phone.with_pass(signer, made)
+    claim = phone.claim()
+    asked = {
+        "confirmed": claim,
+        "not_authenticated": changed(phone.claim(), authorization=b""),
+        "pass_invalid": changed(phone.claim(), authorization=b"Pass me"),
+        "malformed_json": changed(phone.claim(), body=b"{"),
+        "unsupported_media_type": changed(phone.claim(), content_type=b"text/plain"),
+        "not_found": changed(phone.claim(), path=claim.path + "/x"),
+        "validation_failed": changed(phone.claim(), path="/v1/claims/x"),
+        "not_eligible": Phone.with_pass(signer, made).claim(people=phone.people),
+        "unknown_pool": Phone.with_pass(signer, made).claim(),
+        "first_of_its_release": Phone.with_pass(signer, unknown).claim(),
+        "in_another_notation": changed(phone.claim(), body=claim.body.upper()),
+    }
+    asked["unknown_pool"].body = asked["unknown_pool"].body.replace(
+        str(made.pools[0]).encode(), str(unknown.pools[0]).encode()
+    )
+    said = await asyncio.gather(*(worker.ask(request) for request in asked.values()))
+    told = dict(zip(asked, (one.word for one in said), strict=True))
+    assert told.pop("first_of_its_release") == "confirmed"
+    # In upper case these are no names that a claim has.
+    assert told.pop("in_another_notation") == "malformed_json"
+    assert told == {word: word for word in told}

@@ -185,7 +185,7 @@ def test_an_order_is_packed_as_the_script_reads_it(
     order = book.quickly(CLAIM.bytes, json.dumps(body).encode(), CONTENTS, Release(SETUP, "nobody"))
     assert order is not None
     ordinals = [POOLS.index(pool) for pool in choices]
-    assert (order.claim_id, order.choices) == (CLAIM.bytes, ordinals)
+    assert (order.claim_id, order.wanted) == (CLAIM.bytes, sum(1 << ordinal for ordinal in ordinals))
     head, rest = order.packed[:55], order.packed[55:]
     claim_id, _, account, expires_ms, delay_ms, *counts = struct.unpack("<16s8s16sQIBBB", head)
     assert (claim_id, account, expires_ms) == (CLAIM.bytes, ACCOUNT.bytes, FAR_FUTURE_MS - 1)

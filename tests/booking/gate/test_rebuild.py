@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -10,10 +11,12 @@ import msgspec
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from app.booking.gate import rebuild
 from app.booking.gate.desk import Request
 from app.booking.gate.keys import EpochKeys, meta_key
-from app.booking.gate.link import ACTIVATE, Links
+from app.booking.gate.link import ACTIVATE, Argument, Link, Links, Reply
 from app.booking.gate.passes import PassSigner
 from app.core.ids import new_id
 from app.core.settings import Settings
@@ -403,4 +406,57 @@ async def test_a_postgresql_that_was_restored_behind_the_gate_goes_on_past_the_g
     await db.execute("UPDATE release SET epoch = 1 WHERE id = $1", made.release_id)
     assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
     assert await epoch_of(db, made) == 5
+    await assert_agrees(db, redis, made)
+
+
+async def test_a_state_that_is_written_in_many_chunks_is_whole(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    worker: Worker,
+    signer: PassSigner,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = await make_release(db, capacities=(7, 7, 7), waitlist_limit=9)
+    for n in range(6):
+        phone = Phone.with_pass(signer, made, people=3 if n < 2 else 1)
+        # Claims of several people, and people with several claims: their parts may fall into different chunks.
+        for ordinal in range(3):
+            await worker.ask(phone.claim(ordinal, together=False, waitlist=True))
+    await db.execute(
+        "UPDATE booking SET status = 'cancelled' WHERE pool_id = $1 AND place_no = 2 AND status = 'confirmed'",
+        made.pools[0],
+    )
+    monkeypatch.setattr(rebuild, "_CHUNK", 1)
+    for _ in range(2):
+        await worker.gate.rebuild(made.release_id)
+        await assert_agrees(db, redis, made)
+
+
+async def test_a_redis_that_fails_in_the_middle_of_a_rebuild_leaves_the_way_free_for_the_next(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    worker: Worker,
+    signer: PassSigner,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = await make_release(db, capacities=(9,))
+    for _ in range(9):
+        await worker.ask(Phone.with_pass(signer, made).claim())
+    monkeypatch.setattr(rebuild, "_CHUNK", 1)
+    commands = Link.commands
+    sent: list[int] = []
+
+    async def failing(link: Link, given: Sequence[Sequence[Argument]]) -> list[Reply]:
+        sent.append(len(given))
+        if given[0][0] == "HSET" and len(sent) > 6:
+            raise RedisConnectionError
+        return await commands(link, given)
+
+    monkeypatch.setattr(Link, "commands", failing)
+    with pytest.raises(RedisConnectionError):
+        await worker.gate.rebuild(made.release_id)
+    monkeypatch.setattr(Link, "commands", commands)
+    # The lock, the connection and the link are free again, and nothing that was half loaded is in force.
+    said = await _ask_until_decided(worker, Phone.with_pass(signer, made))
+    assert said.word == "sold_out"
     await assert_agrees(db, redis, made)

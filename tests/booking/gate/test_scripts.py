@@ -14,11 +14,11 @@ from hypothesis import settings as bounds
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from app.booking.gate.admission import Admission, Judged, ScriptAnswer, _Waiting, pack_ordinals, parse_answers
+from app.booking.gate.admission import Admission, Judged, ScriptAnswer, _Waiting, parse_answers
 from app.booking.gate.ledger import Winner
 from app.booking.gate.link import ACTIVATE, CLAIM, SETTLE, Links
 from app.booking.gate.records import BOOKED, ENTRY, LIVE, PARKED, PoolCounts, Status
-from app.booking.gate.state import PoolSetup, Release, ReleaseSetup
+from app.booking.gate.state import PoolSetup, Release, ReleaseSetup, pack_ordinals
 from app.core.ids import new_id
 from app.core.settings import Settings
 from app.core.tasks import Chores

@@ -1,0 +1,160 @@
+"""Shows the results: a table in the terminal, and one page with charts that needs nothing else."""
+
+from collections.abc import Sequence
+from html import escape
+from math import log10
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtest import charts
+from loadtest.bench.results import Picture, Results, Row
+from loadtest.bench.stage import Spent
+from loadtest.charts import Series
+from loadtest.report import STYLE, write_atomically
+
+_HUNDRED: Final = 100
+_TABLE_HEAD: Final = (
+    '<section><h2>Targets</h2><table><tr><th>Row</th><th>What, and beside what</th><th class="number">Figure</th>'
+    '<th class="number">Reference</th><th class="number">Ratio (min-max)</th><th class="number">Target</th>'
+    "<th>Met</th></tr>"
+)
+
+
+def print_table(rows: Sequence[Row], console: Console) -> None:
+    """Print one line a row: figure, reference, ratio, target, met or not, and what a claim cost."""
+    table = Table(title="Clocktower bench", title_justify="left", show_lines=True)
+    table.add_column("row")
+    table.add_column("what ÷ beside what", ratio=1)
+    for heading in ("figure", "reference", "ratio (min-max)", "target"):
+        table.add_column(heading, justify="right")
+    table.add_column("met")
+    table.add_column("CPU µs a claim: server + Redis + PostgreSQL", justify="right")
+    for row in rows:
+        beside = f" [dim]÷ {row.reference_what}[/dim]" if row.reference_what else ""
+        note = f"\n[dim]{row.note}[/dim]" if row.note else ""
+        table.add_row(
+            row.id,
+            f"{row.what}{beside}{note}",
+            _value(row),
+            "" if row.reference is None else f"{figure(row.reference.median)} {row.unit}",
+            _ratio(row),
+            "" if row.target is None else str(row.target),
+            _met(row, "[green]yes[/green]", "[bold red]NO[/bold red]"),
+            "\n".join(_cost(spent) for spent in (row.cpu_us, row.reference_cpu_us) if spent is not None),
+        )
+    console.print(table)
+
+
+def figure(value: float) -> str:
+    """Return a figure with three digits that count."""
+    if abs(value) >= _HUNDRED:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _value(row: Row) -> str:
+    middle = f"{figure(row.value.median)} {row.unit}"
+    return middle if row.ratio else f"{middle} ({figure(row.value.low)}-{figure(row.value.high)})"
+
+
+def _ratio(row: Row) -> str:
+    if row.ratio is None:
+        return ""
+    return f"{figure(row.ratio.median)} ({figure(row.ratio.low)}-{figure(row.ratio.high)})"
+
+
+def _met(row: Row, yes: str, no: str) -> str:
+    if row.met is None:
+        return "reported"
+    return yes if row.met else no
+
+
+def _cost(spent: Spent) -> str:
+    parts = " + ".join(figure(part) for part in (spent.server, spent.redis, spent.postgres))
+    return f"{figure(spent.total)} = {parts}"
+
+
+def write_page(results: Results, path: Path) -> None:
+    """Write the page, whole or not at all."""
+    write_atomically(path, html_page(results))
+
+
+def html_page(results: Results) -> str:
+    """Return the page."""
+    verdict = "Every target is met" if results.all_met else "Not every target is met"
+    tone, colour = ("holds", "good") if results.all_met else ("broken", "bad")
+    machine = results.machine
+    where = (
+        f"{machine.processor}, {machine.cores} cores, {machine.memory_gib:g} GiB · {machine.system} · "
+        f"Python {machine.python}"
+    )
+    quick = " · quick: fewer and shorter rounds" if results.quick else ""
+    return "".join(
+        (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width,initial-scale=1"><title>Clocktower bench</title>',
+            f"<style>{STYLE}main{{max-width:1180px}}</style></head><body><main>",
+            f'<header class="{tone}"><h1 class="{colour}">{verdict}</h1>',
+            f'<div class="soft">{escape(results.started_at)} · {escape(where)}{quick}</div></header>',
+            _table(results.rows),
+            _ratios(results.rows),
+            _costs(results.rows),
+            *(_picture(picture) for picture in results.pictures),
+            "</main></body></html>\n",
+        )
+    )
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = [_TABLE_HEAD]
+    for row in rows:
+        met = _met(row, '<span class="good">yes</span>', '<span class="bad">no</span>')
+        beside = f'<div class="soft">÷ {escape(row.reference_what)}</div>' if row.reference_what else ""
+        note = f'<div class="soft">{escape(row.note)}</div>' if row.note else ""
+        reference = "" if row.reference is None else f"{figure(row.reference.median)} {escape(row.unit)}"
+        lines.append(
+            f"<tr><td>{escape(row.id)}</td><td>{escape(row.what)}{beside}{note}</td>"
+            f'<td class="number">{escape(_value(row))}</td><td class="number">{reference}</td>'
+            f'<td class="number">{_ratio(row)}</td>'
+            f'<td class="number">{"" if row.target is None else escape(str(row.target))}</td>'
+            f"<td>{met}</td></tr>"
+        )
+    return "".join((*lines, "</table></section>"))
+
+
+def _ratios(rows: Sequence[Row]) -> str:
+    """Draw how far each ratio is past its target: a hundred is just there."""
+    named = [
+        (row.id, round(_HUNDRED * (row.ratio.median / row.target.bound)))
+        for row in rows
+        if row.ratio is not None and row.target is not None and row.target.at_least
+    ]
+    chart = charts.bars("ratio in per cent of its target", named, x_label="100 is the target")
+    return f"<section><h2>Ratios, in per cent of what is aimed at</h2>{chart}</section>"
+
+
+def _costs(rows: Sequence[Row]) -> str:
+    named: list[tuple[str, int]] = []
+    for row in rows:
+        if row.cpu_us is not None and row.reference_cpu_us is not None:
+            named += [(row.id, round(row.cpu_us.total)), (f"{row.id} ref.", round(row.reference_cpu_us.total))]
+    # One slow peer would make all the others look alike.
+    chart = charts.bars("CPU µs a claim", [(name, min(cost, 2_000)) for name, cost in named], x_label="cut at 2,000")
+    return f"<section><h2>Processor time a claim takes, µs, ours and the reference</h2>{chart}</section>"
+
+
+def _picture(picture: Picture) -> str:
+    series = [
+        Series(curve.name, tuple((log10(x) if picture.log_x else x, y) for x, y in curve.points))
+        for curve in picture.curves
+    ]
+    x_label = f"{picture.x_label}, as a power of ten" if picture.log_x else picture.x_label
+    remark = f'<div class="soft">{escape(picture.remark)}</div>' if picture.remark else ""
+    return (
+        f"<section><h2>{escape(picture.title)}</h2>{remark}"
+        f"{charts.lines(picture.title, series, x_label=x_label)}{charts.legend([line.name for line in series])}"
+        f'<div class="soft">{escape(picture.y_label)}</div></section>'
+    )

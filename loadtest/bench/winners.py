@@ -1,0 +1,137 @@
+"""How many places are given away in a second so that none is lost: on disk before the phone hears of it.
+
+All parents want the same pool, as at an opening everybody does. What counts is what PostgreSQL holds when the load has
+ended, read back over another connection; an answer that no row stands behind counts for nothing.
+"""
+
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from loadtest.bench.duel import Lap, Side, compare, take_turns
+from loadtest.bench.machine import CannotBenchError
+from loadtest.bench.peers import CannotRunPeerError, Peer, Surroundings
+from loadtest.bench.peers.pretix import PRETIX
+from loadtest.bench.peers.row_lock import ROW_LOCK
+from loadtest.bench.peers.skip_locked import SKIP_LOCKED
+from loadtest.bench.results import Row, ratio_at_least
+from loadtest.bench.stage import Server, Stage
+from loadtest.bench.town import claim_requests, make_release
+from loadtest.bench.wrk import replay_file, run_wrk
+
+CONNECTIONS: Final = 128
+# Twice as many as it has threads. More would wait in its queue until wrk gives them up, and be served after that.
+_PRETIX_CONNECTIONS: Final = 16
+# More than any of them gives away in a second, by far.
+_OUR_PLACES_A_SECOND: Final = 15_000
+# Each with its places a second, and with its connections.
+_PEERS: Final[tuple[tuple[Peer, int, int], ...]] = (
+    (ROW_LOCK, 6_000, CONNECTIONS),
+    (SKIP_LOCKED, 6_000, CONNECTIONS),
+    (PRETIX, 200, _PRETIX_CONNECTIONS),
+)
+_COUNT: Final = """
+SELECT count(*) FROM booking JOIN pool ON pool.id = booking.pool_id
+WHERE pool.release_id = $1 AND booking.status = 'confirmed'
+"""
+
+
+class _Contest:
+    """Laps of winners, each for parents of its own: nobody can be in two places at once."""
+
+    def __init__(self, stage: Stage, wrk: str, *, seconds: float) -> None:
+        self._stage = stage
+        self._wrk = wrk
+        self._seconds = seconds
+        # Of an earlier bench on the same data, too.
+        self._seeds = itertools.count(time.time_ns())
+
+    async def our_lap(self, server: Server) -> Lap:
+        """Give away the places of a release that nobody has claimed yet."""
+        places = round(_OUR_PLACES_A_SECOND * self._seconds)
+        async with self._stage.database() as database:
+            release = await make_release(database, pools=1, places_each=places)
+        await self._stage.epoch_in_force(server, release)
+        claims = claim_requests(self._stage.signer, release, count=places, seed=next(self._seeds))
+
+        async def held() -> int:
+            async with self._stage.database() as database:
+                count: int = await database.fetchval(_COUNT, release.release_id)
+            return count
+
+        return await self._lap(server, claims, held, CONNECTIONS)
+
+    async def peer_lap(
+        self, peer: Peer, server: Server, around: Surroundings, claims: "Claims", connections: int
+    ) -> Lap:
+        """Give away places of a peer's own, which has enough of them for every lap."""
+        requests = peer.requests(claims(next(self._seeds)), around)
+        return await self._lap(server, requests, lambda: peer.winners(around), connections)
+
+    async def _lap(
+        self, server: Server, requests: Sequence[bytes], held: Callable[[], Awaitable[int]], connections: int
+    ) -> Lap:
+        before = await held()
+        spent_before = self._stage.spent(server)
+        async with replay_file(requests) as replay:
+            report = await run_wrk(
+                self._wrk, server.address, replay, seconds=self._seconds, connections=connections, once=True
+            )
+        # Before the counting, which costs PostgreSQL something too.
+        spent = self._stage.spent(server) - spent_before
+        won = await held() - before
+        # Those under way when the load ended may be in PostgreSQL without an answer, never the other way round.
+        yes = report.answers - report.not_2xx
+        if report.lost or report.not_2xx or not yes <= won <= yes + connections:
+            raise CannotBenchError(
+                f"{server.name} said {yes} times yes and {report.not_2xx} times no, lost {report.lost} requests, and "
+                f"{won} places are held: they do not fit."
+            )
+        return Lap(won / (report.duration_us / 1e6), spent.each(won))
+
+
+# The claims of parents drawn from a seed.
+Claims = Callable[[int], Sequence[bytes]]
+
+
+async def winners(stage: Stage, wrk: str, *, rounds: int, seconds: float, say: Callable[[str], None]) -> list[Row]:
+    """Return the rows P4 and P5, and how places by `SKIP LOCKED` compare. Raises `CannotBenchError`."""
+    say("Winners: places given away for good, all of one pool")
+    server = stage.serve()
+    contest = _Contest(stage, wrk, seconds=seconds)
+    ours = Side("clocktower", "durable winners, one worker", lambda: contest.our_lap(server))
+    peers: dict[str, Side] = {}
+    for peer, places_a_second, connections in _PEERS:
+        parents = round(places_a_second * seconds)
+        peers[peer.name] = await _peer_side(stage, contest, peer, connections, parents, rounds, say)
+    laps = await take_turns([ours, *peers.values()], rounds=rounds, say=say)
+    return [
+        compare(laps, ours, peers[ROW_LOCK.name], row_id="P4", target=ratio_at_least(5)),
+        compare(laps, ours, peers[PRETIX.name], row_id="P5", target=ratio_at_least(400)),
+        compare(laps, ours, peers[SKIP_LOCKED.name], row_id="P4b", target=None),
+    ]
+
+
+async def _peer_side(
+    stage: Stage,
+    contest: _Contest,
+    peer: Peer,
+    connections: int,
+    parents: int,
+    rounds: int,
+    say: Callable[[str], None],
+) -> Side:
+    async with stage.database() as database:
+        release = await make_release(database, pools=1, places_each=1)
+    around = stage.surroundings(peer, release, epoch=0, places=(rounds + 2) * parents)
+    try:
+        peer.install(say)
+        server = await stage.start_peer(peer, around)
+    except CannotRunPeerError as error:
+        raise CannotBenchError(str(error)) from error
+
+    def claims(seed: int) -> Sequence[bytes]:
+        return claim_requests(stage.signer, release, count=parents, seed=seed)
+
+    return Side(peer.name, peer.what, lambda: contest.peer_lap(peer, server, around, claims, connections))

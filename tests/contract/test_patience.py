@@ -1,0 +1,118 @@
+"""How long a connection stays open, and what a phone that reads nothing costs. Carried in both ways."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+
+import asyncpg
+import pytest
+from fastapi import FastAPI
+
+from app.booking.gate.desk import Desk, Reply, Request
+from app.booking.gate.passes import PassSigner
+from app.core.settings import Settings
+from app.main import create_api, with_gate_in_front
+from tests.booking.gate.builders import MadeRelease, Phone, make_release
+from tests.booking.gate.commits import no_commit_of, until_commits_wait
+from tests.conftest import serving
+from tests.contract.conftest import CARRIERS
+from tests.contract.line import Line, claim_message, connected, message
+
+pytestmark = pytest.mark.anyio
+
+KEEP_ALIVE_SECONDS = 1
+# Past the time-out, and well before a winner's phone is told to ask again.
+LONGER_SECONDS = 1.6
+UNREAD = 1_500
+
+
+@pytest.fixture
+def served_api(settings: Settings) -> FastAPI:
+    return create_api(settings)
+
+
+@pytest.fixture(params=CARRIERS)
+def address(request: pytest.FixtureRequest, served_api: FastAPI, settings: Settings) -> Generator[str]:
+    """Serve with little patience."""
+    with serving(
+        lambda: with_gate_in_front(served_api, settings),
+        carrier=CARRIERS[request.param],
+        keep_alive_seconds=KEEP_ALIVE_SECONDS,
+    ) as served_at:
+        yield served_at
+
+
+@pytest.fixture
+async def line(address: str) -> AsyncGenerator[Line]:
+    async with connected(address) as phone_line:
+        yield phone_line
+
+
+def _poll(made: MadeRelease) -> bytes:
+    return message("GET", f"/v1/releases/{made.release_id}/availability")
+
+
+async def test_an_idle_connection_is_closed_and_one_that_is_used_is_not(
+    line: Line, db: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    poll = _poll(await make_release(db))
+    for _ in range(5):
+        assert (await line.ask(poll)).status == 200
+        assert await line.says_nothing_for(KEEP_ALIVE_SECONDS / 2)
+    async with asyncio.timeout(10 * KEEP_ALIVE_SECONDS):
+        assert await line.hear_the_end() == b""
+
+
+async def test_a_connection_is_idle_after_the_last_answer_and_not_after_the_first(
+    line: Line, db: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """Whether the gate gave it or the API."""
+    poll, time = _poll(await make_release(db)), message("GET", "/v1/time")
+    for sent in (poll, time, poll, time):
+        assert (await line.ask(sent)).status == 200
+        assert await line.says_nothing_for(KEEP_ALIVE_SECONDS * 0.7)
+    assert (await line.ask(poll)).status == 200
+
+
+async def test_a_connection_whose_request_is_still_to_be_answered_is_not_idle(
+    line: Line, db: "asyncpg.Connection[asyncpg.Record]", database_url: str, signer: PassSigner
+) -> None:
+    first, second = await make_release(db), await make_release(db)
+    phones = [Phone.with_pass(signer, made) for made in (first, second)]
+    messages = [claim_message(phone) for phone in phones]
+    for made in (first, second):
+        assert (await line.ask(_poll(made))).status == 200
+    async with no_commit_of(database_url, second):
+        async with no_commit_of(database_url, first):
+            # The head of the second begins to arrive before the first is answered.
+            line.send(messages[0], messages[1][:20])
+            await until_commits_wait(db)
+        assert (await line.hear()).status == 201
+        line.send(messages[1][20:])
+        assert await line.says_nothing_for(LONGER_SECONDS)
+    assert (await line.hear()).status == 201
+
+
+async def test_what_a_phone_does_not_read_is_not_piled_up_and_comes_in_order_when_it_does(
+    address: str, served_api: FastAPI, db: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    # An answer of many pools is some kilobytes long, and the question some bytes.
+    made = await make_release(db, capacities=(1,) * 60)
+    desk: Desk = served_api.state.desk
+    take, taken = desk.take, list[str]()
+
+    def take_and_count(request: Request, reply: Reply) -> None:
+        taken.append(request.request_id)
+        take(request, reply)
+
+    async with connected(address, reads_little=True) as line:
+        length = len((await line.ask(_poll(made))).body)
+        desk.take = take_and_count
+        ids = [f"request-{n:04}" for n in range(UNREAD)]
+        path = f"/v1/releases/{made.release_id}/availability"
+        line.send(*(message("GET", path, headers={"x-request-id": id_}) for id_ in ids))
+        await asyncio.sleep(LONGER_SECONDS)
+        # What the two sockets hold, and no more: the rest has not even been asked.
+        assert len(taken) < UNREAD / 2, (len(taken), length)
+        heard = [await line.hear() for _ in ids]
+        assert [answer.headers["x-request-id"] for answer in heard] == ids
+        assert {len(answer.body) for answer in heard} == {length}

@@ -1,0 +1,160 @@
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from loadtest.bench.duel import Lap, Side, compare, require_alike, take_turns
+from loadtest.bench.machine import CannotBenchError, Machine
+from loadtest.bench.page import html_page, print_table
+from loadtest.bench.results import (
+    Curve,
+    Picture,
+    Results,
+    Row,
+    Spread,
+    Target,
+    ratio_at_least,
+    ratio_at_most,
+    value_at_most,
+)
+from loadtest.bench.stage import Spent
+from loadtest.bench.wrk import LoadReport
+
+MACHINE = Machine("a processor", 2, 24.0, "Linux", "3.11")
+COST = Spent(30.0, 5.0, 1.0)
+
+
+def lap(per_second: float) -> Lap:
+    return Lap(per_second, COST)
+
+
+async def nothing() -> Lap:
+    return lap(1.0)
+
+
+def side(name: str) -> Side:
+    return Side(name, f"what {name} does", nothing)
+
+
+def row(ratio: float, target: Target | None) -> Row:
+    return Row("P1", "claims", "/s", Spread.of([10]), target, Spread.of([5]), "bare", Spread.of([ratio]))
+
+
+def results_with(*rows: Row) -> Results:
+    pictures = [Picture("growth", "places", "µs", (Curve("cost", ((300, 1.0), (10_000, 1.1))),), log_x=True)]
+    return Results(MACHINE, "2026-11-25T00:00:00+00:00", quick=True, rows=list(rows), pictures=pictures)
+
+
+def test_a_ratio_is_that_of_pairs_measured_one_after_the_other() -> None:
+    # The machine slowed down by half in the second round, for both.
+    laps = {"ours": [lap(200), lap(100)], "theirs": [lap(100), lap(50)]}
+    compared = compare(laps, side("ours"), side("theirs"), row_id="P1", target=ratio_at_least(2))
+    assert compared.ratio == Spread(2, 2, 2)
+    assert compared.value == Spread(150, 100, 200)
+    assert compared.met
+    assert compared.cpu_us == COST
+
+
+@pytest.mark.parametrize(
+    ("ratio", "target", "met"),
+    [
+        (1.0, ratio_at_least(1.0), True),
+        (0.99, ratio_at_least(1.0), False),
+        (1.2, ratio_at_most(1.2), True),
+        (1.21, ratio_at_most(1.2), False),
+        (0.5, None, None),
+    ],
+)
+def test_a_row_is_met_on_the_right_side_of_its_bound(ratio: float, target: Target | None, *, met: bool | None) -> None:
+    assert row(ratio, target).met is met
+
+
+def test_a_bound_on_the_value_looks_at_the_value() -> None:
+    assert Row("P6", "opening", "s", Spread.of([0.5, 0.9, 3.0]), value_at_most(1.0)).met
+    assert Row("P6", "opening", "s", Spread.of([0.5, 1.1, 3.0]), value_at_most(1.0)).met is False
+
+
+@pytest.mark.anyio
+async def test_sides_take_turns_and_change_the_order() -> None:
+    order: list[str] = []
+
+    def noting(name: str) -> Side:
+        async def run() -> Lap:
+            order.append(name)
+            return lap(1)
+
+        return Side(name, "", run)
+
+    laps = await take_turns([noting("a"), noting("b")], rounds=2, say=lambda _sentence: None)
+    assert order == ["a", "b", "b", "a"]
+    assert [len(of) for of in laps.values()] == [2, 2]
+
+
+def report(*, answers: int = 100, bytes_each: int = 500, not_2xx: int = 100, lost: int = 0) -> LoadReport:
+    return LoadReport(answers, 1_000_000, answers * bytes_each, not_2xx, lost, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("found", "refusals"),
+    [
+        (report(not_2xx=99), True),
+        (report(lost=1), True),
+        # A shorter refusal, 503 say, is no "sold out".
+        (report(bytes_each=450), True),
+        (report(not_2xx=1), False),
+    ],
+)
+def test_a_side_that_did_other_work_is_no_measurement(found: LoadReport, *, refusals: bool) -> None:
+    with pytest.raises(CannotBenchError, match="did not do the work"):
+        require_alike("ours", found, refusals=refusals, bytes_each=500)
+
+
+def test_a_side_that_did_its_work_is_taken() -> None:
+    require_alike("ours", report(bytes_each=502), refusals=True, bytes_each=500)
+
+
+def test_the_report_has_what_the_table_has() -> None:
+    results = results_with(row(0.9, ratio_at_least(1.0)), row(0.5, None))
+    document = json.loads(json.dumps(results.as_document()))
+    assert document["all_met"] is False
+    assert document["machine"]["cores"] == 2
+    first = document["rows"][0]
+    assert {
+        name: first[name] for name in ("id", "what", "value", "reference", "ratio", "min", "max", "target", "met")
+    } == {
+        "id": "P1",
+        "what": "claims",
+        "value": 10,
+        "reference": 5,
+        "ratio": 0.9,
+        "min": 0.9,
+        "max": 0.9,
+        "target": "≥ 1",
+        "met": False,
+    }
+    assert document["pictures"][0]["curves"]["cost"] == [[300, 1.0], [10_000, 1.1]]
+
+
+def test_the_page_and_the_table_say_which_target_is_missed() -> None:
+    results = results_with(row(0.9, ratio_at_least(1.0)), row(1.1, ratio_at_least(1.0)))
+    page = html_page(results)
+    assert "Not every target is met" in page
+    assert page.count('<span class="bad">no</span>') == 1
+    assert page.count("<svg") == 3
+    shown = StringIO()
+    print_table(results.rows, Console(file=shown, width=160))
+    text = shown.getvalue()
+    assert "NO" in text
+    assert "0.9 (0.9-0.9)" in text
+
+
+def test_an_unknown_part_is_refused_by_name(tmp_path: Path) -> None:
+    from loadtest.bench.__main__ import application  # noqa: PLC0415 - it loads every peer
+
+    said = CliRunner().invoke(application, ["--only", "refusals,rubbish", "--json", str(tmp_path / "b.json")])
+    assert said.exit_code == 2
+    assert "rubbish" in said.output
+    assert not (tmp_path / "b.json").exists()
