@@ -196,6 +196,7 @@ async def _book(
         if written > _CHUNK:
             say(f"  {written:,} of {sum(booked):,} places booked after {time.monotonic() - began_at:.0f} s")
     say("  making indexes and constraints anew")
+    await database.execute("SET maintenance_work_mem = '256MB'")
     for part in sorted(around, key=_is_no_reference, reverse=True):
         await database.execute(part["again"], timeout=None)
     # By name: of a condition that it has read back, PostgreSQL writes casts in another place.

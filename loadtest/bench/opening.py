@@ -70,8 +70,18 @@ async def _rehearse(parents: int, *, seed: int) -> _Verdict:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        async with asyncio.timeout(_REHEARSAL_SECONDS_MAX):
-            said, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(_REHEARSAL_SECONDS_MAX):
+                said, _ = await process.communicate()
+        except TimeoutError:
+            raise CannotBenchError(
+                f"A rehearsal of {parents} parents was not over after {_REHEARSAL_SECONDS_MAX:.0f} s: this machine is "
+                "busy with something else, or too slow to measure anything on."
+            ) from None
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
         if not report.exists():
             raise CannotBenchError(f"The rehearsal did not take place: {said.decode(errors='replace')[-600:]}")
         return msgspec.json.decode(report.read_bytes(), type=_Verdict)

@@ -179,10 +179,10 @@ def _note(shown: Sequence[Quantiles], runs: Sequence[_Run]) -> str:
         "in a run."
     )
     # Lateness only ever adds to a latency. To leave such runs out would keep those in which the server was slow, too.
-    doubtful = [run.latencies.fault for run in runs if run.latencies.fault is not None]
-    return (
-        f"{note} No more than upper bounds in {len(doubtful)} of {len(runs)} runs: {doubtful[0]}." if doubtful else note
-    )
+    doubtful = sum(run.latencies.fault is not None for run in runs)
+    if not doubtful:
+        return note
+    return f"{note} In {doubtful} of {len(runs)} runs the generator was late itself: these are upper bounds."
 
 
 def _told(quantiles: Quantiles) -> str:
