@@ -98,7 +98,9 @@ SELECT uuid_send(booking.person_id) || int2send(pool.ordinal)
 FROM booking
 JOIN pool ON pool.id = booking.pool_id
 WHERE pool.release_id = $1 AND {LIVE}
-ORDER BY booking.person_id
+-- By the whole string, which begins with the person: by the person alone it would be read along an index, a page for
+-- each of a million rows, which takes three times as long as sorting them.
+ORDER BY 1
 """  # noqa: S608 - our own words
 _PEOPLE_ROW: Final = struct.Struct(">16shi16s")
 _ACCOUNTS: Final = f"""
