@@ -64,6 +64,6 @@ $(STAMP): requirements.lock deploy/build.lock pyproject.toml
 	echo "Making the environment in $(VENV)/ (the first time takes a minute or two)"; \
 	interpreter=$$($(PYTHON) -c 'import sys; print(sys.executable)'); \
 	if ! [ -x $(BIN)/python ]; then $$uv venv --quiet --no-project --python "$$interpreter" $(VENV); fi; \
-	$$uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock; \
+	$$uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock; \
 	$$uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --offline --editable .; \
 	touch $@

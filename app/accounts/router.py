@@ -19,11 +19,11 @@ from app.accounts.policy import Role
 from app.accounts.schemas import Me, RefreshTokenBody, RoleGranting, RoleGrantPage, RoleGrantShown, SignIn, TokenPair
 from app.core.auth import Caller
 from app.core.context import Configured, Now
-from app.core.db import Read, Tx
 from app.core.openapi import problems
 from app.core.problems import Forbidden, NotFound
 from app.core.web.answers import problem_response
 from app.core.web.routing import ApiRouter, keeps_no_answer
+from app.core.web.transactions import Read, Tx
 from app.wechat.client import WeChatClient
 from app.wechat.errors import (
     WeChatAccountBlocked,

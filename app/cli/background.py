@@ -4,20 +4,17 @@ import asyncio
 import signal
 from typing import Final
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.cli.database import away
+from app.cli.reach import ask_postgres, ask_redis, away
 from app.cli.refusal import Refusal, say
 from app.core.db import create_engine
 from app.core.outages import ENGINE_ERRORS
-from app.core.redis import connect_redis
 from app.core.settings import Settings
 from app.core.tasks import end_task
 from app.worker import run_worker
 
 _TRY_EVERY_SECONDS: Final = 1.0
-_ANSWER_SECONDS_MAX: Final = 10.0
 
 
 async def work(settings: Settings, *, wait_seconds: float, announce_fd: int | None = None) -> None:
@@ -42,14 +39,6 @@ async def work(settings: Settings, *, wait_seconds: float, announce_fd: int | No
     await run_worker(settings, stop, announce_fd=announce_fd)
 
 
-async def require_redis(settings: Settings) -> None:
-    """Raise `Refusal` when Redis cannot be used."""
-    try:
-        await _ask_redis(settings)
-    except ENGINE_ERRORS as error:
-        raise Refusal(away(settings, error)) from error
-
-
 async def _reach_servers(settings: Settings, wait_seconds: float) -> None:
     """Return once both servers answer. What is away is said once, and again when it changes. Raises `Refusal`."""
     deadline = asyncio.get_running_loop().time() + wait_seconds
@@ -71,23 +60,9 @@ async def _reach_servers(settings: Settings, wait_seconds: float) -> None:
 async def _what_is_away(settings: Settings, engine: AsyncEngine) -> str:
     """Return a sentence about each server that does not answer; an empty text when both do."""
     sentences: list[str] = []
-    for ask in (_ask_postgres(engine), _ask_redis(settings)):
+    for ask in (ask_postgres(engine), ask_redis(settings)):
         try:
             await ask
         except ENGINE_ERRORS as error:
             sentences.append(away(settings, error))
     return " ".join(sentences)
-
-
-async def _ask_postgres(engine: AsyncEngine) -> None:
-    # An address that swallows what is sent to it is no answer either. Redis has such a bound of its own.
-    async with asyncio.timeout(_ANSWER_SECONDS_MAX), engine.connect() as connection:
-        await connection.execute(text("SELECT 1"))
-
-
-async def _ask_redis(settings: Settings) -> None:
-    client = connect_redis(settings, connections=1)
-    try:
-        await client.ping()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues] - redis-py leaves **kwargs untyped
-    finally:
-        await client.aclose()

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from io import StringIO
 from pathlib import Path
 from typing import Final, TypeVar
-from urllib.parse import urlsplit
 
 from alembic import command
 from alembic.config import Config
@@ -16,9 +15,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 import app
+from app.cli.reach import away
 from app.cli.refusal import EXIT_WRONG, Refusal
 from app.core.db import create_engine
-from app.core.outages import ENGINE_ERRORS, Engine, engine_of
+from app.core.outages import ENGINE_ERRORS
 from app.core.settings import Settings
 
 # Connections that operators and backups need beside the service's own.
@@ -41,16 +41,6 @@ def with_engine(settings: Settings, work: Callable[[AsyncEngine], Awaitable[_T]]
         return asyncio.run(run())
     except ENGINE_ERRORS as error:
         raise Refusal(away(settings, error)) from error
-
-
-def away(settings: Settings, error: BaseException) -> str:
-    """Say which engine did not do its part, where it was looked for, and why; never the password."""
-    engine = engine_of(error)
-    url = settings.redis_url if engine is Engine.REDIS else settings.database_url
-    address = urlsplit(url.get_secret_value())
-    where = f"{address.hostname or 'the local socket'}{f':{address.port}' if address.port else ''}{address.path}"
-    reason = str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-    return f"{engine} at {where} cannot be used ({reason}); check that it runs and {engine.variable} is right."
 
 
 def upgrade(settings: Settings) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from app.cli import surroundings
-from app.cli.background import require_redis
 from app.cli.database import require_connections, require_head, upgrade
 from app.cli.lifeline import end_with_parent
 from app.cli.processes import Child, Household, KeepsDying
+from app.cli.reach import require_redis
 from app.cli.refusal import EXIT_WRONG, say
 from app.cli.sockets import address_of, is_reached_from_elsewhere, listening_sockets
 from app.core.embedded import EngineFault, Engines, start_engines

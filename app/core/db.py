@@ -1,16 +1,14 @@
-"""PostgreSQL for everything but the gate: one transaction a request, committed before the answer leaves.
+"""PostgreSQL for everything but the gate: the engine, and one transaction around a piece of work.
 
-FastAPI runs the exit of a plain `yield` dependency after the response has been sent: a commit that fails there
-has already been answered with 200. `scope="function"` runs it before, and that is what `Tx` uses.
+How a request gets its transaction stands in `app.core.web.transactions`.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import structlog
 from asyncpg import DeadlockDetectedError
-from fastapi import Depends, Request
 from sqlalchemy import MetaData
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -112,21 +110,3 @@ async def repeated_on_deadlock(
             log.info("transaction_repeated", because="deadlock")
     async with transaction(engine) as db:
         return await work(db)
-
-
-async def _tx(request: Request) -> AsyncIterator[AsyncSession]:
-    async with transaction(request.app.state.engine) as db:
-        yield db
-
-
-async def _read(request: Request) -> AsyncIterator[AsyncSession]:
-    engine: AsyncEngine = request.app.state.engine
-    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
-    async with AsyncSession(autocommit, expire_on_commit=False, autoflush=False) as db:
-        yield db
-
-
-# One transaction around the request, committed before the response is sent.
-Tx = Annotated[AsyncSession, Depends(_tx, scope="function")]
-# One statement at a time, each its own transaction: for reads.
-Read = Annotated[AsyncSession, Depends(_read, scope="function")]

@@ -10,12 +10,12 @@ from app.booking.releases.service import read_release
 from app.booking.releases.shown import release_shown
 from app.core.auth import Caller
 from app.core.context import Now
-from app.core.db import Read, Tx
 from app.core.etags import NOT_MODIFIED_RESPONSE, tagged_response
 from app.core.openapi import problems
 from app.core.pages import PAGE_LIMIT, Cursor, Limit, bad_cursor, page_of, read_cursor, write_cursor
 from app.core.problems import Forbidden, NotFound, ValidationFailed
 from app.core.web.routing import ApiRouter
+from app.core.web.transactions import Read, Tx
 from app.programme import service
 from app.programme.queries import ActivityCounts
 from app.programme.schemas import ActivityPage, ActivityShown, Audience, ReleaseCreation

@@ -6,12 +6,12 @@ from uuid import UUID
 from fastapi import Path, Query, Request, Response, status
 
 from app.core.auth import Caller
-from app.core.db import Read, Tx
 from app.core.etags import NOT_MODIFIED_RESPONSE, tagged_response
 from app.core.openapi import problems
 from app.core.pages import PAGE_LIMIT, Cursor, Limit, bad_cursor, page_of, read_cursor, write_cursor
 from app.core.problems import Forbidden, NotFound, ValidationFailed
 from app.core.web.routing import ApiRouter
+from app.core.web.transactions import Read, Tx
 from app.stations import service
 from app.stations.errors import StationNameTaken, UnitNameTaken
 from app.stations.schemas import (

@@ -9,11 +9,11 @@ from sqlalchemy import text
 
 from app.core.auth import Caller
 from app.core.constraints import constraint_problems
-from app.core.db import Read, Tx
 from app.core.ids import new_id
 from app.core.problems import Conflict, Problem
 from app.core.schemas import AwareInstant, LongText, RequestModel, ShortText
 from app.core.web.routing import ApiRouter
+from app.core.web.transactions import Read, Tx
 
 router = ApiRouter(prefix="/probe")
 

@@ -28,11 +28,11 @@ from app.accounts.family.schemas import (
 )
 from app.core.auth import Caller
 from app.core.context import Configured, Now
-from app.core.db import Read, Tx
 from app.core.openapi import problems
 from app.core.pages import PAGE_LIMIT, Cursor, Limit, bad_cursor, page_of, read_cursor, write_cursor
 from app.core.problems import NotFound
 from app.core.web.routing import ApiRouter
+from app.core.web.transactions import Read, Tx
 
 router = ApiRouter(prefix="/v1/me", tags=["family"])
 

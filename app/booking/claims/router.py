@@ -16,12 +16,13 @@ from app.booking.gate.errors import GateUnreachable, PassInvalid, Rebuilding
 from app.booking.gate.gate import Gate
 from app.booking.gate.wire import ClaimView, PendingView
 from app.core.auth import Caller
-from app.core.db import Read, after_commit, repeated_on_deadlock
+from app.core.db import after_commit, repeated_on_deadlock
 from app.core.openapi import problems
 from app.core.pages import Cursor, Limit, bad_cursor, page_of, read_cursor, write_cursor
 from app.core.problems import NotAuthenticated, NotFound, TokenExpired
 from app.core.settings import Settings
 from app.core.web.routing import ApiRouter, keeps_no_answer
+from app.core.web.transactions import Read
 
 router = ApiRouter(prefix="/v1", tags=["claims"])
 

@@ -12,11 +12,11 @@ from app.booking.passes.schemas import PassPersonView, PassRequest, PassResponse
 from app.booking.passes.service import issue_pass
 from app.core.auth import Caller
 from app.core.clock import Clock
-from app.core.db import Read
 from app.core.openapi import problems
 from app.core.problems import NotAuthenticated, NotFound, TokenExpired
 from app.core.settings import Settings
 from app.core.web.routing import ApiRouter, keeps_no_answer
+from app.core.web.transactions import Read
 
 router = ApiRouter(prefix="/v1/releases", tags=["passes"])
 

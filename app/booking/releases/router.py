@@ -26,13 +26,14 @@ from app.booking.releases.shown import pool_shown, release_shown, releases_shown
 from app.core.auth import Caller, CallerOrVisitor
 from app.core.clock import Clock
 from app.core.context import Now
-from app.core.db import Read, Tx, after_commit
+from app.core.db import after_commit
 from app.core.etags import NOT_MODIFIED_RESPONSE, PRIVATE_REVALIDATE, tagged_response
 from app.core.openapi import problems
 from app.core.pages import Cursor, Limit, bad_cursor, page_of, read_cursor, write_cursor
 from app.core.problems import Forbidden, NotFound, ValidationFailed
 from app.core.settings import Settings
 from app.core.web.routing import ApiRouter
+from app.core.web.transactions import Read, Tx
 
 router = ApiRouter(tags=["releases"])
 

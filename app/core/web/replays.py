@@ -20,12 +20,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core import idempotency
 from app.core.clock import Clock
-from app.core.db import Tx
 from app.core.idempotency import Kept
 from app.core.problems import FieldError, IdempotencyMismatch, ValidationFailed
 from app.core.sealing import Sealer, sealer_for
 from app.core.settings import Settings
 from app.core.web.callers import account_of
+from app.core.web.transactions import Tx
 
 KEY_HEADER: Final = "Idempotency-Key"
 REPLAYED_HEADER: Final = "Idempotency-Replayed"

@@ -1,0 +1,49 @@
+"""Whether the servers can be used: asks them, and says in a sentence which cannot, and where it was looked for."""
+
+import asyncio
+from typing import Final
+from urllib.parse import urlsplit
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.cli.refusal import Refusal
+from app.core.outages import ENGINE_ERRORS, Engine, engine_of
+from app.core.redis import connect_redis
+from app.core.settings import Settings
+
+_ANSWER_SECONDS_MAX: Final = 10.0
+
+
+def away(settings: Settings, error: BaseException) -> str:
+    """Say which engine did not do its part, where it was looked for, and why; never the password."""
+    engine = engine_of(error)
+    url = settings.redis_url if engine is Engine.REDIS else settings.database_url
+    address = urlsplit(url.get_secret_value())
+    where = f"{address.hostname or 'the local socket'}{f':{address.port}' if address.port else ''}{address.path}"
+    reason = str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    return f"{engine} at {where} cannot be used ({reason}); check that it runs and {engine.variable} is right."
+
+
+async def require_redis(settings: Settings) -> None:
+    """Raise `Refusal` when Redis cannot be used."""
+    try:
+        await ask_redis(settings)
+    except ENGINE_ERRORS as error:
+        raise Refusal(away(settings, error)) from error
+
+
+async def ask_postgres(engine: AsyncEngine) -> None:
+    """Raise the driver's error, or `TimeoutError`, when PostgreSQL does not answer."""
+    # An address that swallows what is sent to it is no answer either. Redis has such a bound of its own.
+    async with asyncio.timeout(_ANSWER_SECONDS_MAX), engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+
+
+async def ask_redis(settings: Settings) -> None:
+    """Raise the driver's error when Redis does not answer."""
+    client = connect_redis(settings, connections=1)
+    try:
+        await client.ping()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues] - redis-py leaves **kwargs untyped
+    finally:
+        await client.aclose()
