@@ -33,7 +33,7 @@ from loadtest.bench.town import TOWN_POOLS, BenchRelease, publish
 from loadtest.bench.wrk import replay_file, run_wrk
 
 CONNECTIONS: Final = 128
-# More parents than a worker keeps passes of, so that every pass is checked anew in a town as in a city.
+# Others in nearly every tick, in a town as in a city.
 REFUSED_PARENTS: Final = 40_000
 # A lap of winners gives away as many places as so many releases of a town have.
 _TOWNS_A_LAP: Final = 10

@@ -1,7 +1,7 @@
 """How many parents hear "sold out" in a second, and how many hear what is left: ours beside servers of the field.
 
-A release of 300 places in 14 pools is booked to the last place. Each claim is another parent's, with a pass that this
-worker has not seen before; all of it is checked and judged by the script, as at an opening.
+A release of 300 places in 14 pools is booked to the last place. Each claim is another parent's, with a pass of their
+own; all of it is checked and judged by the script, as at an opening.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from loadtest.bench.town import BenchRelease, book_places, claim_requests, make_
 from loadtest.bench.wrk import replay_file, run_wrk
 
 CONNECTIONS: Final = 128
-# More parents than a worker keeps passes of, so that every pass is checked anew.
+# Twice as many as a worker answers in a second: hardly anybody comes back within one.
 PARENTS: Final = 100_000
 _SEED: Final = 1
 _NODE_WARM_UP_LAPS: Final = 4

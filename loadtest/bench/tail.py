@@ -25,7 +25,7 @@ _LOADS: Final = (25, 50, 75, 90)
 _CLOSED_LOOP_CONNECTIONS: Final = 128
 # Phones that keep a connection; at a steady load they take turns.
 _PHONES: Final = 500
-# More than a worker keeps passes of, so that passes are checked anew and forgotten, as at a real opening.
+# So many that nobody comes back within a second, as at a real opening.
 _REFUSED_PARENTS: Final = 60_000
 _BURST_PARENTS: Final = 5_000
 # Two thirds of the crowd come within 100 ms, nineteen of twenty within 300, everybody within the second.

@@ -1,4 +1,4 @@
-"""What the transactions do, on the model's one place: commit_claims_v1, void_claims_v1, hand_over_v1, the rebuild."""
+"""What the transactions do, on the model's one place: commit_claims_v2, void_claims_v1, hand_over_v1, the rebuild."""
 
 from enum import Enum, auto
 
@@ -32,7 +32,7 @@ def waits_for(write: Write, others: tuple[Write, ...]) -> bool:
 
 
 def examine(truth: Truth, write: Write, guards: Guards) -> Verdict:
-    """Look at a commit under the release's shared lock, as commit_claims_v1 does."""
+    """Look at a commit under the release's shared lock, as commit_claims_v2 does."""
     if guards.epoch_fence and write.epoch != truth.epoch:
         return Verdict.STALE
     row = truth.rows[write.claim]

@@ -100,15 +100,26 @@ end
 local pools, free_key, changed_pools = {}, {}, {}
 for i, ordinal in ipairs(ordinals) do free_key[ordinal] = KEYS[6 + i] end
 
+-- Of a pool that has nothing to give and is owed nothing, no claim can change a count; and in a release that is sold out
+-- most pools have the same counts. Such share one table.
+local spent = {}
+
 local function load_pools(wanted)
     if #wanted == 0 then return end
     local packed = redis.call('HMGET', KEYS[2], unpack(wanted))
     for i, ordinal in ipairs(wanted) do
+        local counts = packed[i]
         -- Part of the state is gone (evicted, say). "Sold out" would be a lie.
-        if not packed[i] then error('CONTRADICTION no counts of pool ' .. ordinal) end
-        local p = {}
-        p.free, p.capacity, p.waiting, p.waitlist_limit, p.pending, p.hint, p.open = unpack_struct(POOL, packed[i])
-        pools[ordinal] = p
+        if not counts then error('CONTRADICTION no counts of pool ' .. ordinal) end
+        local pool = spent[counts]
+        if not pool then
+            local free, capacity, waiting, waitlist_limit, pending, hint, open = unpack_struct(POOL, counts)
+            -- In one go, so that Lua makes it as large as it must be at once.
+            pool = {free = free, capacity = capacity, waiting = waiting, waitlist_limit = waitlist_limit,
+                pending = pending, hint = hint, open = open}
+            if free == 0 and pending == 0 and waiting >= waitlist_limit then spent[counts] = pool end
+        end
+        pools[ordinal] = pool
     end
 end
 load_pools(ordinals)
@@ -144,6 +155,7 @@ if #confirmed > 0 then
             local ordinal, place = unpack_struct('<I2I4', record, at + 16)
             if not pools[ordinal] then load_pools({ordinal}) end
             if place > 0 and record:byte(at + 22) == STATUS_CONFIRMED then
+                if pools[ordinal].pending == 0 then error('CONTRADICTION pending claims and pool ' .. ordinal) end
                 pools[ordinal].pending = pools[ordinal].pending - 1
                 changed_pools[ordinal] = true
             end

@@ -22,7 +22,7 @@ from app.core.ids import id_of
 from app.core.settings import Settings
 
 _COMMIT: Final = """
-SELECT claim_id, outcome FROM commit_claims_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+SELECT claim_id, outcome FROM commit_claims_v2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 """
 _VOID: Final = "SELECT claim_id, outcome FROM void_claims_v1($1, $2, $3)"
 _BACKOFF_SECONDS: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -217,7 +217,7 @@ def _refuses_the_rows(error: Exception) -> bool:
 
 
 def commit_arguments(release: Release, winners: Sequence[Winner]) -> tuple[object, ...]:
-    """Return the arguments of `commit_claims_v1`: one array a column, claims first, then bookings."""
+    """Return the arguments of `commit_claims_v2`: one array a column, claims first, then bookings."""
     records = [winner.record for winner in winners]
     bookings = [(record, position, entry) for record in records for position, entry in enumerate(record.entries)]
     return (

@@ -15,7 +15,6 @@ from uuid import UUID
 import msgspec
 
 from app.booking.gate.errors import PassInvalid
-from app.core.recent import Recent
 
 _VERSION: Final = 1
 _SIGNATURE_BYTES: Final = 32
@@ -28,12 +27,9 @@ _FROM_URLSAFE: Final = bytes.maketrans(b"-_+/=", b"+/   ")
 _PADDING: Final = (b"", b"=", b"==", b"===")
 # No pass that we sign is longer: 20 people and 200 pools make some 1.5 KiB.
 _LENGTH_LIMIT: Final = 4_096
-# Verified passes kept by one worker, by their text, for the second choices and the retries of the same phones. At some
-# 1,000 bytes each: 20 MB at the most.
-_CACHE_LIMIT: Final = 20_000
 
 
-# Thousands are kept, and none refers back to itself: the garbage collector need not look at them (`gc=False`).
+# Made for each claim, and none refers back to itself: the garbage collector need not look at them (`gc=False`).
 class PassPerson(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One person of a pass: which pools (bit n of `pools`, little-endian, is ordinal n), and an own later opening."""
 
@@ -80,14 +76,17 @@ _decode: Final = msgspec.msgpack.Decoder(Pass).decode
 
 
 class PassSigner:
-    """Signs passes, and checks them in memory. A pass that was checked is known by its text from then on."""
+    """Signs passes, and checks them in memory, each time anew.
+
+    None is remembered: in the second of an opening nearly every pass is a new one, and to keep it and free another costs
+    three quarters of what the check does.
+    """
 
     def __init__(self, key: str) -> None:
         # The key's own part of the work is done once: `hmac.digest` does it for each pass, which takes twice as long.
         padded = _block_of(key.encode())
         self._inner = sha256(padded.translate(_INNER_PAD))
         self._outer = sha256(padded.translate(_OUTER_PAD))
-        self._known: Recent[bytes, Pass] = Recent(_CACHE_LIMIT)
 
     def sign(self, contents: Pass) -> str:
         """Return the pass as it goes into `Authorization: Pass …`."""
@@ -99,14 +98,11 @@ class PassSigner:
 
         Raises `PassInvalid` for anything that was not signed by us, whole and unchanged.
         """
-        known = self._known.get(text)
-        if known is not None:
-            return known
         if len(text) > _LENGTH_LIMIT:
             raise PassInvalid
         encoded = text.translate(_FROM_URLSAFE)
         try:
-            # Strictly, since one pass would have endless texts otherwise, and each a place in the cache.
+            # Strictly: one pass has one text.
             signed = a2b_base64(encoded + _PADDING[-len(encoded) % 4], strict_mode=True)
         except BadBase64:
             raise PassInvalid from None
@@ -119,7 +115,6 @@ class PassSigner:
             raise PassInvalid from None
         if contents.version != _VERSION:
             raise PassInvalid
-        self._known.put(text, contents)
         return contents
 
     def _signature_of(self, body: bytes) -> bytes:

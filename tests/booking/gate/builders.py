@@ -113,7 +113,7 @@ async def commit(db: "asyncpg.Connection[asyncpg.Record]", release: Release, *wi
     """Call the group commit as the ledger does; outcome by claim id."""
     arguments = commit_arguments(release, winners)
     places = ", ".join(f"${number}" for number in range(1, len(arguments) + 1))
-    rows = await db.fetch(f"SELECT * FROM commit_claims_v1({places})", *arguments)  # noqa: S608 - numbers only
+    rows = await db.fetch(f"SELECT * FROM commit_claims_v2({places})", *arguments)  # noqa: S608 - numbers only
     assert len(rows) == len({row["claim_id"] for row in rows}), "one answer for each claim"
     return {row["claim_id"]: row["outcome"] for row in rows}
 
