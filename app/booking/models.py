@@ -108,9 +108,12 @@ class Pool(Base):
     resident_unit_id: Mapped[UUID | None] = mapped_column(ForeignKey("unit.id"))
     waitlist_limit: Mapped[int] = mapped_column(Integer, server_default="0")
     state: Mapped[str] = mapped_column(String(16), server_default="open")
+    # How many rows it has in `place`, kept by a trigger there: to be read only. Counting a million takes 0.2 s.
+    capacity: Mapped[int] = mapped_column(Integer, server_default="0")
 
     __table_args__ = (
         CheckConstraint("state IN ('open', 'cancelled')", name="state_known"),
+        CheckConstraint("capacity >= 0", name="capacity_not_negative"),
         CheckConstraint("waitlist_limit >= 0", name="waitlist_limit_not_negative"),
         CheckConstraint("ordinal >= 0", name="ordinal_not_negative"),
         CheckConstraint("age_min >= 0 AND age_max >= age_min", name="age_band"),
@@ -200,9 +203,9 @@ class Booking(Base):
             unique=True,
             postgresql_where=text(HOLDS_A_PLACE),
         ),
-        Index("uq_booking_one_each_person", "pool_id", "person_id", unique=True, postgresql_where=text(LIVE)),
+        # The person first: the live bookings of one person are found by it, too.
+        Index("uq_booking_one_each_person", "person_id", "pool_id", unique=True, postgresql_where=text(LIVE)),
         Index("ix_booking_claim", "claim_id"),
-        Index("ix_booking_person", "person_id"),
         Index("ix_booking_waiting", "pool_id", "wait_seq", postgresql_where=text("status = 'waitlisted'")),
         ExcludeConstraint(
             ("person_id", "="),

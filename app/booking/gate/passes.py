@@ -78,8 +78,8 @@ _decode: Final = msgspec.msgpack.Decoder(Pass).decode
 class PassSigner:
     """Signs passes, and checks them in memory, each time anew.
 
-    None is remembered: in the second of an opening nearly every pass is a new one, and to keep it and free another costs
-    three quarters of what the check does.
+    None is remembered: in the second of an opening nearly every pass is a new one, and to keep it and free another
+    costs three quarters of what the check does.
     """
 
     def __init__(self, key: str) -> None:

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from app.booking.models import Place, Pool, Release, ReleaseChange
+from app.booking.models import Pool, Release, ReleaseChange
 from app.booking.releases.policy import Phase, PoolSpec, ReleaseSpec
 from app.booking.rows import release_lock
 from app.core.ids import new_id
@@ -37,11 +37,10 @@ SWEPT_AFTER_CLOSING: Final = timedelta(days=1)
 
 
 class PoolRecord(NamedTuple):
-    """A pool, where it is, and how many places it has."""
+    """A pool, and where it is."""
 
     pool: Pool
     station: Station | None
-    capacity: int
 
     @property
     def starts_at(self) -> datetime:
@@ -135,10 +134,10 @@ DELETE FROM place USING free WHERE place.pool_id = :pool AND place.place_no = fr
 """)
 
 _COUNTS: Final = text("""
-SELECT (SELECT count(*) FROM place WHERE pool_id = :pool) AS places,
+SELECT (SELECT capacity FROM pool WHERE id = :pool) AS places,
        (SELECT count(*) FROM booking WHERE pool_id = :pool AND status = 'confirmed') AS held,
-       (SELECT count(*) FROM place JOIN pool ON pool.id = place.pool_id
-        WHERE pool.release_id = (SELECT release_id FROM pool WHERE id = :pool)) AS places_of_release
+       (SELECT sum(capacity) FROM pool
+        WHERE release_id = (SELECT release_id FROM pool WHERE id = :pool)) AS places_of_release
 """)
 
 _AUDIT: Final = text("""
@@ -260,8 +259,8 @@ async def read_release(db: AsyncSession, *, release_id: UUID) -> ReleaseRecord |
 async def read_pool(db: AsyncSession, *, pool_id: UUID) -> PoolRecord:
     """Return one pool that is known to be there."""
     release = select(Pool.release_id).where(Pool.id == pool_id).scalar_subquery()
-    _, pool, station, capacity = (await db.execute(_with_pools(Release.id == release, Pool.id == pool_id))).one()
-    return PoolRecord(pool, station, capacity)
+    _, pool, station = (await db.execute(_with_pools(Release.id == release, Pool.id == pool_id))).one()
+    return PoolRecord(pool, station)
 
 
 async def add_change(
@@ -368,10 +367,9 @@ async def count_for_audit(db: AsyncSession, *, release_id: UUID) -> AuditCounts:
     return AuditCounts(*(await db.execute(_AUDIT, {"release": release_id})).one())
 
 
-def _with_pools(*conditions: ColumnElement[bool]) -> Select[Release, Pool, Station, int]:
-    capacity = select(func.count()).select_from(Place).where(Place.pool_id == Pool.id).scalar_subquery()
+def _with_pools(*conditions: ColumnElement[bool]) -> Select[Release, Pool, Station]:
     return (
-        select(Release, Pool, Station, capacity)
+        select(Release, Pool, Station)
         .join_from(Release, Pool, Pool.release_id == Release.id, isouter=True)
         .join(Station, Station.id == Pool.station_id, isouter=True)
         .where(*conditions)
@@ -380,14 +378,14 @@ def _with_pools(*conditions: ColumnElement[bool]) -> Select[Release, Pool, Stati
     )
 
 
-def _records(rows: Sequence[Row[Release, Pool, Station, int]]) -> list[ReleaseRecord]:
+def _records(rows: Sequence[Row[Release, Pool, Station]]) -> list[ReleaseRecord]:
     records: list[ReleaseRecord] = []
-    for release, pool, station, capacity in rows:
+    for release, pool, station in rows:
         if not records or records[-1].release.id != release.id:
             records.append(ReleaseRecord(release, []))
         # An outer join: a release whose pools are yet to be made has a row without one.
         if cast("Pool | None", pool) is not None:
-            records[-1].pools.append(PoolRecord(pool, station, capacity))
+            records[-1].pools.append(PoolRecord(pool, station))
     return records
 
 

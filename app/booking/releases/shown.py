@@ -58,7 +58,7 @@ def _pool(record: PoolRecord, details: Mapping[UUID, PoolDetails]) -> PoolShown:
             "station": PoolStation.model_validate(record.station) if record.station is not None else None,
             "starts_at": record.starts_at,
             "ends_at": record.ends_at,
-            "capacity": record.capacity,
+            "capacity": record.pool.capacity,
             "age_min": pool.age_min,
             "age_max": pool.age_max,
             "waitlist_limit": pool.waitlist_limit,

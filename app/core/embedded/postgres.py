@@ -92,8 +92,8 @@ SETTINGS: Final = (
     ("full_page_writes", "on"),
     # Four workers with pools of up to forty connections, background jobs, and room for psql.
     ("max_connections", "200"),
-    # A town's tables fit into this many times over; a small machine keeps the rest for the workers.
-    ("shared_buffers", "128MB"),
+    # What is used of it grows with the tables: a town's fit into a few megabytes, a million bookings into all of it.
+    ("shared_buffers", "512MB"),
     # What the planner may assume the system caches of our files; it decides index against sequential scans.
     ("effective_cache_size", "512MB"),
     # Solid-state disks and cached pages: a random read costs hardly more than the next one.

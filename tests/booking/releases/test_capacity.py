@@ -6,6 +6,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.booking.releases.policy import PLACES_PER_RELEASE_MAX
@@ -257,3 +258,67 @@ async def test_claims_racing_with_changes_of_capacity_never_hold_more_than_there
     assert set(held) <= set(places)
     audit = (await client.get(f"/v1/releases/{release}/audit", headers=staff)).json()
     assert (audit["places"], audit["held"], audit["double_held"], audit["over_capacity"]) == (15, len(held), 0, 0)
+
+
+async def capacity_of(engine: AsyncEngine, pool: str) -> int:
+    async with engine.connect() as connection:
+        statement = text("SELECT capacity FROM pool WHERE id = :pool")
+        return (await connection.execute(statement, {"pool": pool})).scalar_one()
+
+
+@pytest.mark.parametrize(
+    ("change", "now"),
+    [
+        ("INSERT INTO place (pool_id, place_no) SELECT CAST(:pool AS uuid), n FROM generate_series(11, 15) AS n", 8),
+        ("DELETE FROM place WHERE pool_id = :pool AND place_no > 1", 1),
+        ("DELETE FROM place WHERE pool_id = :pool", 0),
+        ("UPDATE place SET lane = 'staff' WHERE pool_id = :pool", 3),
+        ("INSERT INTO place (pool_id, place_no) VALUES (:pool, 1) ON CONFLICT DO NOTHING", 3),
+    ],
+)
+async def test_whoever_makes_or_removes_places_by_hand_changes_the_capacity_with_them(
+    client: httpx2.AsyncClient, staff: Headers, engine: AsyncEngine, change: str, now: int
+) -> None:
+    _, pool = await one_pool(client, staff, capacity=3)
+    async with engine.begin() as connection:
+        await connection.execute(text(change), {"pool": pool})
+    assert await capacity_of(engine, pool) == now
+    assert len((await places_of(engine, pool))[0]) == now
+
+
+async def test_places_of_several_pools_made_at_once_are_counted_for_each_of_them(
+    client: httpx2.AsyncClient, staff: Headers, engine: AsyncEngine
+) -> None:
+    pools = [(await one_pool(client, staff, capacity=capacity))[1] for capacity in (1, 2)]
+    add = "INSERT INTO place (pool_id, place_no) SELECT unnest(CAST(:pools AS uuid[])), generate_series(7, 9)"
+    # `unnest` and `generate_series` go in step: two places for two pools, and one for none.
+    async with engine.begin() as connection:
+        await connection.execute(text(f"{add} LIMIT 2"), {"pools": pools})
+    assert [await capacity_of(engine, pool) for pool in pools] == [2, 3]
+
+
+async def test_two_who_make_places_at_the_same_time_are_both_counted(
+    client: httpx2.AsyncClient, staff: Headers, engine: AsyncEngine
+) -> None:
+    _, pool = await one_pool(client, staff, capacity=1)
+
+    numbered = "SELECT CAST(:pool AS uuid), n FROM generate_series(CAST(:first AS int), CAST(:first AS int) + 4) AS n"
+
+    async def add(first: int) -> None:
+        async with engine.begin() as connection:
+            statement = text(f"INSERT INTO place (pool_id, place_no) {numbered}")
+            await connection.execute(statement, {"pool": pool, "first": first})
+
+    await asyncio.gather(*(add(first) for first in range(10, 60, 10)))
+    assert await capacity_of(engine, pool) == 26
+
+
+async def test_a_place_does_not_move_to_another_pool(
+    client: httpx2.AsyncClient, staff: Headers, engine: AsyncEngine
+) -> None:
+    pools = [(await one_pool(client, staff, capacity=1))[1] for _ in range(2)]
+    move = text("UPDATE place SET pool_id = :to, place_no = 9 WHERE pool_id = :from")
+    async with engine.connect() as connection:
+        with pytest.raises(IntegrityError, match="a place stays in its pool"):
+            await connection.execute(move, {"from": pools[0], "to": pools[1]})
+    assert [await capacity_of(engine, pool) for pool in pools] == [1, 1]
