@@ -22,7 +22,7 @@ from loadtest.bench.latencies import Latencies, latencies_of
 # How numbers are kept in arrays, and arrivals in the spec: as doubles.
 DOUBLES: Final = "d"
 # The schedule begins so long after everything is ready.
-_LEAD_SECONDS: Final = 0.05
+_LEAD_SECONDS: Final = 0.5
 # Arrivals that fall closer together than this may leave at one wake-up: a wake-up costs as much as a request.
 _WAKE_UP_SECONDS: Final = 0.0001
 # Requests that leave before answers are looked at again, so that a burst does not make its own answers look slow.
