@@ -48,6 +48,7 @@ class Effort:
     growth_rounds: int
     openings: int
     starts: int
+    tail_rounds: int
 
 
 WHOLE: Final = Effort(
@@ -59,16 +60,18 @@ WHOLE: Final = Effort(
     growth_rounds=5,
     openings=5,
     starts=3,
+    tail_rounds=3,
 )
 QUICK: Final = Effort(
     rounds=2,
     seconds=1,
-    winner_seconds=2,
+    winner_seconds=1,
     refused_parents=30_000,
     sizes=(300, 10_000),
     growth_rounds=2,
     openings=1,
     starts=1,
+    tail_rounds=1,
 )
 PARTS: Final = ("refusals", "winners", "opening", "start", "growth", "tail")
 
@@ -97,7 +100,7 @@ async def bench(effort: Effort, parts: tuple[str, ...], results: Results, say: S
             results.pictures += pictures
     if "tail" in parts:
         async with _new_stage(say) as at:
-            rows, pictures = await tail(at, wrk, seconds=effort.seconds, say=say)
+            rows, pictures = await tail(at, wrk, rounds=effort.tail_rounds, seconds=effort.seconds, say=say)
             results.rows += rows
             results.pictures += pictures
 

@@ -36,8 +36,6 @@ _BOOKED_SECONDS_MAX: Final = 20.0
 _LOOK_EVERY_SECONDS: Final = 0.1
 _REFUSED: Final = 409
 _BOOKED: Final = 201
-# The table needs the highest of three; one round more would cost a quarter of a minute.
-ROUNDS: Final = 3
 # Which of the loads has a target, and the one of the opening second, in ms.
 _TARGETS: Final[Mapping[int, Target]] = {75: value_at_most(50)}
 _BURST_TARGET: Final = value_at_most(1_500)
@@ -53,7 +51,7 @@ class _Run:
 
 
 async def tail(
-    stage: Stage, wrk: str, *, seconds: float, say: Callable[[str], None], rounds: int = ROUNDS
+    stage: Stage, wrk: str, *, rounds: int, seconds: float, say: Callable[[str], None]
 ) -> tuple[list[Row], list[Picture]]:
     """Return the rows T25 to T90 and TB, and their curves. Raises `CannotBenchError`."""
     server = stage.serve()

@@ -32,7 +32,10 @@ def install(progress: Callable[[str], None]) -> None:
     installed.unlink(missing_ok=True)
     progress("Installing pretix (a minute or so)")
     run(uv, "venv", "--quiet", "--no-project", "--clear", "--python", sys.executable, str(PYTHON.parent.parent))
-    run(uv, "pip", "sync", "--quiet", "--python", str(PYTHON), "--require-hashes", str(lock_path))
+    run(
+        *(uv, "pip", "sync", "--quiet", "--compile-bytecode"),
+        *("--python", str(PYTHON), "--require-hashes", str(lock_path)),
+    )
     progress("Making pretix's tables (some minutes, this once)")
     _make_tables()
     # Last, so that what was left half done is done again.
