@@ -52,13 +52,13 @@ class Effort:
 
 
 WHOLE: Final = Effort(
-    rounds=7,
-    seconds=4,
-    winner_seconds=4,
+    rounds=5,
+    seconds=3,
+    winner_seconds=3,
     refused_parents=REFUSED_PARENTS,
     sizes=(300, 10_000, 100_000, 1_000_000),
     growth_rounds=5,
-    openings=5,
+    openings=3,
     starts=3,
     tail_rounds=3,
 )
@@ -66,7 +66,7 @@ QUICK: Final = Effort(
     rounds=2,
     seconds=1,
     winner_seconds=1,
-    refused_parents=30_000,
+    refused_parents=15_000,
     sizes=(300, 10_000),
     growth_rounds=2,
     openings=1,

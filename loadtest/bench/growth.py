@@ -34,9 +34,11 @@ from loadtest.bench.wrk import replay_file, run_wrk
 
 CONNECTIONS: Final = 128
 # Others in nearly every tick, in a town as in a city.
-REFUSED_PARENTS: Final = 40_000
+REFUSED_PARENTS: Final = 20_000
 # A lap of winners gives away as many places as so many releases of a town have.
 _TOWNS_A_LAP: Final = 10
+# Laps until hardly a page of the indexes is touched for the first time since PostgreSQL's checkpoint after the load.
+_WINNERS_WARM_UP_LAPS_MAX: Final = 3
 # wrk runs for as long as it was told to, even when everything is sent.
 _WINNERS_SECONDS: Final = 1.0
 # Confirmations reach Redis some 50 ms behind the commit, and a commit that is under way ends.
@@ -50,8 +52,9 @@ _PLACE_BYTES_MAX: Final = 300
 _GROWTH_MAX: Final = 1.2
 # What the reader of a figure has to know that it does not say.
 _OF_WINNERS: Final = (
-    "The first lap is not counted. After each of PostgreSQL's checkpoints, a page that is touched for the first time "
-    "goes whole into its log: among a million bookings each winner touches about two such pages at first, fewer later."
+    "The first laps, of 3,000 winners each, are not counted. After each of PostgreSQL's checkpoints, a page that is "
+    "touched for the first time goes whole into its log: among a million bookings each winner touches about two such "
+    "pages at first, fewer later."
 )
 
 _COUNT: Final = "SELECT count(*) FROM booking WHERE pool_id = ANY ($1) AND status = 'confirmed'"
@@ -90,7 +93,7 @@ async def growth(
     founded: list[_Founded] = []
     for places in sizes:
         say(f"Growth: founding a city of {places:,} places")
-        open_places = (rounds + 1) * _TOWNS_A_LAP * sum(TOWN_POOLS)
+        open_places = (rounds + _warm_up_laps(rounds)) * _TOWNS_A_LAP * sum(TOWN_POOLS)
         city = await found_city(
             stage, places=places, accounts=(accounts or {}).get(places, places), open_places=open_places, say=say
         )
@@ -169,12 +172,17 @@ async def _claims(
             replay = await stack.enter_async_context(replay_file(claims))
             contest = Refusals(stage, wrk, city.release, seconds=seconds)
             sides.append(await contest.side(f"refusals, {one.name}", "", city.server, claims, replay, refuses=True))
-            sides.append(Side(f"winners, {one.name}", "", _GivingAway(stage, wrk, city).lap))
+            giving_away = _GivingAway(stage, wrk, city).lap
+            sides.append(Side(f"winners, {one.name}", "", giving_away, warm_up_laps=_warm_up_laps(rounds)))
         laps = await take_turns(sides, rounds=rounds, say=say)
     return (
         {one.name: laps[f"refusals, {one.name}"] for one in founded},
         {one.name: laps[f"winners, {one.name}"] for one in founded},
     )
+
+
+def _warm_up_laps(rounds: int) -> int:
+    return min(rounds, _WINNERS_WARM_UP_LAPS_MAX)
 
 
 class _GivingAway:

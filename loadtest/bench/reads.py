@@ -89,7 +89,9 @@ async def reads(
                 await _require_success(city, requests[0])
                 replay = await stack.enter_async_context(replay_file(requests))
                 readers[_name(what, city)] = _Reader(stage, wrk, city, replay, seconds=seconds)
-        sides = [Side(name, name, reader.lap) for name, reader in readers.items()]
+        # Each has answered once by now, which is enough for a quick look.
+        warm_up_laps = min(rounds - 1, 1)
+        sides = [Side(name, name, reader.lap, warm_up_laps) for name, reader in readers.items()]
         laps = await take_turns(sides, rounds=rounds, say=say)
     target = ratio_at_most(_GROWTH_MAX)
     return [

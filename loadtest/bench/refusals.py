@@ -25,6 +25,8 @@ from loadtest.bench.town import BenchRelease, book_places, claim_requests, make_
 from loadtest.bench.wrk import replay_file, run_wrk
 
 CONNECTIONS: Final = 128
+# Phones keep a connection each: what they have in the server's memory no longer fits into a processor's caches.
+CROWD: Final = 1_000
 # Twice as many as a worker answers in a second: hardly anybody comes back within one.
 PARENTS: Final = 100_000
 _SEED: Final = 1
@@ -45,7 +47,15 @@ class Refusals:
         self._seconds = seconds
 
     async def side(
-        self, name: str, what: str, server: Server, requests: Sequence[bytes], replay: Path, *, refuses: bool
+        self,
+        name: str,
+        what: str,
+        server: Server,
+        requests: Sequence[bytes],
+        replay: Path,
+        *,
+        refuses: bool,
+        connections: int = CONNECTIONS,
     ) -> Side:
         """Return a side whose answers are all of one kind: the one that the first request gets now."""
         bytes_each = await _length_of_answer(server, requests[0], refuses=refuses)
@@ -54,7 +64,7 @@ class Refusals:
             lap, report = await lap_of(
                 self.stage,
                 server,
-                lambda: run_wrk(self._wrk, server.address, replay, seconds=self._seconds, connections=CONNECTIONS),
+                lambda: run_wrk(self._wrk, server.address, replay, seconds=self._seconds, connections=connections),
             )
             require_alike(name, report, refusals=refuses, bytes_each=bytes_each)
             return lap
@@ -65,10 +75,11 @@ class Refusals:
 async def refusals(
     stage: Stage, wrk: str, *, rounds: int, seconds: float, parents: int, say: Callable[[str], None]
 ) -> list[Row]:
-    """Return the rows P1, P2, P3, P9 and P10. Raises `CannotBenchError`."""
+    """Return the rows P1, P1b, P2, P3, P9 and P10. Raises `CannotBenchError`."""
     say("Refusals: making a sold-out release of 300 places, and the claims of its parents")
     ours, pair = stage.serve(), stage.serve(workers=2)
-    async with stage.database() as database:
+    # In one transaction: no sweep is to make the release's state before it is booked.
+    async with stage.database() as database, database.transaction():
         release = await make_town_release(database)
         await book_places(database, release, places=release.places, accounts=release.places)
     epoch = await stage.epoch_in_force(ours, release)
@@ -83,9 +94,21 @@ async def refusals(
         polled = await contest.side(
             "clocktower polls", "availability polls, one worker", ours, polls, polling, refuses=False
         )
+        crowded = await contest.side(
+            f"clocktower, {CROWD}",
+            f"the same to {CROWD:,} connections",
+            ours,
+            claims,
+            replay,
+            refuses=True,
+            connections=CROWD,
+        )
         by_two = await contest.side("clocktower ×2", "refusals, two workers", pair, claims, replay, refuses=True)
         uvicorn = await _start(stage, BARE, release, epoch, say)
         bare = await contest.side(BARE.name, BARE.what, uvicorn, claims, replay, refuses=False)
+        bare_crowded = await contest.side(
+            f"bare, {CROWD}", BARE.what, uvicorn, claims, replay, refuses=False, connections=CROWD
+        )
         bare_polls = await contest.side("bare polls", BARE.what, uvicorn, polls, polling, refuses=False)
         peers: dict[str, Side] = {}
         for peer in (FASTIFY, TEXTBOOK):
@@ -94,10 +117,11 @@ async def refusals(
             # Node compiles what runs often: after some 30,000 requests it takes a quarter of the time.
             peers[peer.name] = replace(side, warm_up_laps=_NODE_WARM_UP_LAPS) if peer is FASTIFY else side
         # Each beside what it is compared with.
-        sides = [refused, bare, polled, bare_polls, by_two, *peers.values()]
+        sides = [refused, bare, crowded, bare_crowded, polled, bare_polls, by_two, *peers.values()]
         laps = await take_turns(sides, rounds=rounds, say=say)
     return [
         compare(laps, refused, bare, row_id="P1", target=ratio_at_least(1.0), note=_of_bare()),
+        compare(laps, crowded, bare_crowded, row_id="P1b", target=None),
         compare(laps, refused, peers[FASTIFY.name], row_id="P2", target=ratio_at_least(1.5)),
         compare(laps, refused, peers[TEXTBOOK.name], row_id="P3", target=ratio_at_least(8)),
         compare(laps, polled, bare_polls, row_id="P9", target=ratio_at_least(1.0)),

@@ -139,8 +139,9 @@ class Stage:
                 last = (self.data_dir / f"{peer.name}.log").read_text("utf-8", errors="replace").strip()[-600:]
                 raise CannotBenchError(f"The peer {peer.name} did not start: {last or 'it said nothing'}")
             await asyncio.sleep(_LOOK_EVERY_SECONDS)
-        # A server that forks its workers has them by the time it has answered once.
-        await asyncio.sleep(1.0)
+        # A server that forks its workers has them by the time it has answered once, whatever it says.
+        async with httpx2.AsyncClient(timeout=START_SECONDS_MAX) as client:
+            await client.get(f"http://127.0.0.1:{around.port}/")
         pids = tuple(family_of(process.pid))
         pin(pids, {SERVER_CORE})
         return Server(peer.name, f"http://127.0.0.1:{around.port}", pids)

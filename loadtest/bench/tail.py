@@ -25,8 +25,8 @@ _LOADS: Final = (25, 50, 75, 90)
 # Phones that keep a connection; at a steady load they take turns. Connections have their price: a thousand in turns
 # get an eighth less than a hundred do.
 _PHONES: Final = 1_000
-# So many that nobody comes back within a second, as at a real opening.
-_REFUSED_PARENTS: Final = 60_000
+# So many that hardly anybody comes back within a second, as at a real opening.
+_REFUSED_PARENTS: Final = 40_000
 _BURST_PARENTS: Final = 5_000
 # Two thirds of the crowd come within 100 ms, nineteen of twenty within 300, everybody within the second.
 _BURST_MEAN_SECONDS: Final = 0.1
@@ -66,7 +66,8 @@ async def _steady(
 ) -> Mapping[int, Sequence[_Run]]:
     """Run every load in every round, behind a closed loop that tells what it is a share of."""
     say("Tail: making a sold-out release, and the claims of its parents")
-    async with stage.database() as database:
+    # In one transaction: no sweep is to make the release's state before it is booked.
+    async with stage.database() as database, database.transaction():
         release = await make_town_release(database)
         await book_places(database, release, places=release.places, accounts=release.places)
     await stage.epoch_in_force(server, release)

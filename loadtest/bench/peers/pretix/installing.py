@@ -30,13 +30,13 @@ def install(progress: Callable[[str], None]) -> None:
     uv = _uv()
     SITE.mkdir(parents=True, exist_ok=True)
     installed.unlink(missing_ok=True)
-    progress("Installing pretix (a minute or so)")
+    progress("Installing pretix")
     run(uv, "venv", "--quiet", "--no-project", "--clear", "--python", sys.executable, str(PYTHON.parent.parent))
     run(
         *(uv, "pip", "sync", "--quiet", "--compile-bytecode"),
         *("--python", str(PYTHON), "--require-hashes", str(lock_path)),
     )
-    progress("Making pretix's tables (some minutes, this once)")
+    progress("Making pretix's tables")
     _make_tables()
     # Last, so that what was left half done is done again.
     installed.write_bytes(lock)
@@ -78,8 +78,12 @@ def _make_tables() -> None:
     try:
         with start_engines(own / "engines", progress=lambda _sentence: None) as engines:
             redis_socket = Path(unquote(engines.redis_url.removeprefix("unix://")))
-            environment = pretix_environment(engines.database_dsn, redis_socket, data_dir, _NO_PORT)
-            run(str(PYTHON), "-m", "pretix", "migrate", "--verbosity", "0", environment=environment)
+            environment = {
+                **pretix_environment(engines.database_dsn, redis_socket, data_dir, _NO_PORT),
+                "DJANGO_SETTINGS_MODULE": "tables_alone",
+                "PYTHONPATH": str(resources.files(__package__ or "")),
+            }
+            run(str(PYTHON), "-m", "pretix", "migrate", "--run-syncdb", "--verbosity", "0", environment=environment)
             run(
                 *(postgres_program("pg_dump"), "--no-owner", "--no-privileges"),
                 *("--file", str(TABLES), "--dbname", engines.database_dsn),

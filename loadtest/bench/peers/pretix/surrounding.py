@@ -9,7 +9,7 @@ from loadtest.bench.peers.building import building_site
 
 SITE: Final = building_site("pretix")
 PYTHON: Final = SITE / "venv" / "bin" / "python"
-# pretix's tables, as its own migrations made them: they take minutes, and this takes seconds.
+# pretix's tables, as it made them itself (see `tables_alone`).
 TABLES: Final = SITE / "tables.sql"
 # The databases of the Redis server that are pretix's: what it remembers, and what it leaves to its workers.
 CACHE_DB: Final = 13
