@@ -26,6 +26,7 @@ from app.core.clock import to_ms
 from app.core.ids import id_of
 from app.core.problems import NotFound
 
+_WAIT_AS_LONG_AS_IT_TAKES: Final = "SET LOCAL lock_timeout = 0"
 _ONE_AT_A_TIME: Final = "SELECT pg_advisory_lock(hashtextextended('rebuild:' || $1::uuid::text, 0))"
 _NEXT_PLEASE: Final = "SELECT pg_advisory_unlock(hashtextextended('rebuild:' || $1::uuid::text, 0))"
 _LOCK_ALONE: Final = f"SELECT {release_lock('$1', alone=True)}"
@@ -194,7 +195,12 @@ async def rebuild(
 @asynccontextmanager
 async def _one_at_a_time(connection: "asyncpg.pool.PoolConnectionProxy", release_id: UUID) -> AsyncGenerator[None]:
     """Let the workers that found the state missing rebuild it once, not one after the other."""
-    await connection.execute(_ONE_AT_A_TIME, release_id)
+    async with connection.transaction():
+        # Whoever is at it may need longer than anybody waits for another lock. That we do not wait for ever is seen to
+        # by the time for which the connection is lent.
+        await connection.execute(_WAIT_AS_LONG_AS_IT_TAKES)
+        # Outlasts the transaction.
+        await connection.execute(_ONE_AT_A_TIME, release_id)
     try:
         yield
     finally:

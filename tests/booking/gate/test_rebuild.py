@@ -36,6 +36,7 @@ from tests.booking.gate.waits import until
 
 pytestmark = pytest.mark.anyio
 
+_ONE_AT_A_TIME = "SELECT pg_advisory_lock(hashtextextended('rebuild:' || $1::uuid::text, 0))"
 _LOCK_ALONE = "SELECT pg_advisory_xact_lock(hashtextextended('release:' || $1::uuid::text, 0))"
 
 
@@ -227,6 +228,27 @@ async def test_a_lost_free_map_is_a_contradiction_and_not_sold_out(
     await assert_agrees(db, redis, made)
 
 
+async def test_a_pending_claim_in_a_pool_that_counts_none_is_a_contradiction(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db)
+    claim_id = new_id()
+    await worker.ask(Phone.with_pass(signer, made).claim(claim_id=claim_id))
+    keys = EpochKeys(made.release_id, 1)
+
+    async def confirmed() -> bool:
+        return await command(redis, "ZCARD", keys.pending) == 0
+
+    await until(confirmed)
+    await command(redis, "ZADD", keys.pending, 1, claim_id.bytes)
+    # Rides on the call that the next claim gets.
+    worker.gate.entered[made.release_id.bytes].admission.confirm(claim_id.bytes)
+    said = await _ask_until_decided(worker, Phone.with_pass(signer, made))
+    assert said.word == "confirmed"
+    assert await epoch_of(db, made) == 2
+    await assert_agrees(db, redis, made)
+
+
 async def test_no_newcomer_passes_a_waiter_even_where_a_place_is_free(
     db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
 ) -> None:
@@ -346,6 +368,23 @@ async def test_two_workers_that_find_redis_empty_rebuild_once(
     )
     assert words(answers) == {"confirmed": 20}
     assert await epoch_of(db, made) == 1
+    await assert_agrees(db, redis, made)
+
+
+async def test_a_rebuild_that_takes_longer_than_a_lock_may_is_waited_for(
+    db: "asyncpg.Connection[asyncpg.Record]", database_url: str, open_worker: OpenWorker, redis: Redis
+) -> None:
+    made = await make_release(db)
+    worker = await open_worker(commit_timeout_ms=200)
+    other = await asyncpg.connect(database_url)
+    try:
+        await other.execute(_ONE_AT_A_TIME, made.release_id)
+        rebuilding = asyncio.create_task(worker.gate.rebuild(made.release_id))
+        await asyncio.sleep(0.5)
+        assert not rebuilding.done()
+    finally:
+        await other.close()
+    await rebuilding
     await assert_agrees(db, redis, made)
 
 
