@@ -106,7 +106,7 @@ async def growth(
         _grown(won, large, small, what="a winner", note=_OF_WINNERS),
         *_memory_rows(large),
         _rebuild_row(large),
-        *await reads(stage, wrk, small=small.city, large=large.city, rounds=rounds // 2, seconds=seconds, say=say),
+        *await reads(stage, wrk, small=small.city, large=large.city, rounds=-(-rounds // 2), seconds=seconds, say=say),
     ]
     return rows, _pictures(founded, refused, won)
 
