@@ -106,19 +106,19 @@ def dsn_of(engines: Engines, database: str) -> str:
     return f"{address.rpartition('/')[0]}/{database}?{query}"
 
 
-def migrate(dsn: str) -> None:
-    """Bring a database to the newest migration."""
+def migrate(dsn: str, *, to: str = "head", down: bool = False) -> None:
+    """Bring a database to the newest migration, or up, or down, to another."""
 
-    def upgrade(connection: Connection) -> None:
+    def move(connection: Connection) -> None:
         config = Config(str(ROOT / "alembic.ini"))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        (command.downgrade if down else command.upgrade)(config, to)
 
     async def run() -> None:
         engine = create_async_engine(sqlalchemy_url(dsn), poolclass=NullPool)
         try:
             async with engine.connect() as connection:
-                await connection.run_sync(upgrade)
+                await connection.run_sync(move)
                 await connection.commit()
         finally:
             await engine.dispose()

@@ -16,7 +16,7 @@ from app.core.settings import Settings, SettingsError, load_settings
 
 APPLICATION: Final = "app.main:create_app_from_environment"
 # Some 25 µs each: all of them hold up the requests of a turn by less than a millisecond.
-_CONNECTIONS_A_TURN: Final = 32
+CONNECTIONS_A_TURN: Final = 32
 
 
 class _Server(uvicorn.Server):
@@ -64,7 +64,7 @@ def doors_of(listener: socket.socket) -> list[socket.socket]:
     libuv takes one for each descriptor and turn (since its version 1.45), and a turn lasts milliseconds when all are at
     it: a thousand phones that call in the second of an opening would wait for seconds until they are let in.
     """
-    return [listener, *(listener.dup() for _ in range(_CONNECTIONS_A_TURN - 1))]
+    return [listener, *(listener.dup() for _ in range(CONNECTIONS_A_TURN - 1))]
 
 
 def main() -> None:

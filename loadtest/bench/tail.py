@@ -138,7 +138,7 @@ async def _require_booked(stage: Stage, release: BenchRelease) -> None:
 def _row_of_load(load: int, runs: Sequence[_Run]) -> Row:
     return Row(
         id=f"T{load}",
-        what=f"refusals at {load} % of what one worker can do, arriving when they like: p99",
+        what=f"refusals at {load} % of what {_PHONES:,} phones can get of one worker, arriving when they like: p99",
         unit="ms",
         value=Spread.of([run.latencies.all.p99_ms for run in runs]),
         target=_TARGETS.get(load),

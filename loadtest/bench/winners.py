@@ -34,6 +34,7 @@ _PEERS: Final[tuple[tuple[Peer, int, int], ...]] = (
 )
 # The slowest of them gives away ten in this time.
 _REST_SECONDS: Final = 0.5
+_RESTS_MAX: Final = 60
 _COUNT: Final = """
 SELECT count(*) FROM booking JOIN pool ON pool.id = booking.pool_id
 WHERE pool.release_id = $1 AND booking.status = 'confirmed'
@@ -96,14 +97,18 @@ class _Contest:
 
 
 async def _at_rest(held: Callable[[], Awaitable[int]]) -> int:
-    """Return how many places are held once it is certain that none is still being given away by the lap before."""
+    """Return how many places are held once none is still being given away by the lap before.
+
+    Raises `CannotBenchError` where that takes too long.
+    """
     count = await held()
-    while True:
+    for _ in range(_RESTS_MAX):
         await asyncio.sleep(_REST_SECONDS)
         again = await held()
         if again == count:
             return count
         count = again
+    raise CannotBenchError(f"Places were still given away {_RESTS_MAX * _REST_SECONDS:.0f} s after a lap of winners.")
 
 
 # The claims of parents drawn from a seed.

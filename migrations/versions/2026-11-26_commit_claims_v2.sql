@@ -4,8 +4,9 @@
 -- leaves it to the constraints to object. To ask each of them first whether it would, as ON CONFLICT does, means looking
 -- everything up twice. Where one objects, nothing of this is left, and version 1 finds out whom it concerns.
 --
--- Two calls may wait for each other where each has a person of the other's, at overlapping hours: PostgreSQL undoes one
--- of them, as it does with version 1, and its caller sends it again.
+-- Two calls may wait for each other over people at overlapping hours: where each has two of the other's, as with version
+-- 1, and where both insert the same one within the microseconds between a row and its check. PostgreSQL undoes one of
+-- them after `deadlock_timeout`, and its caller sends it again.
 CREATE FUNCTION commit_claims_v2(
     p_release uuid,
     p_epoch bigint,

@@ -59,8 +59,9 @@ _COUNTING = (
 
 def upgrade() -> None:
     """Count what is there, and from then on what comes and goes."""
-    # Nobody makes a place in between.
-    op.execute("LOCK TABLE place IN SHARE ROW EXCLUSIVE MODE")
+    # All that this migration and the next one change, in the order in which a commit takes them: one that comes
+    # meanwhile waits, and neither undoes the other.
+    op.execute("LOCK TABLE booking, pool, place IN ACCESS EXCLUSIVE MODE")
     op.add_column("pool", sa.Column("capacity", sa.Integer(), server_default="0", nullable=False))
     op.execute("UPDATE pool SET capacity = (SELECT count(*) FROM place WHERE place.pool_id = pool.id)")
     op.create_check_constraint(op.f("ck_pool_capacity_not_negative"), "pool", "capacity >= 0")

@@ -16,7 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app.booking.claims import queries as claims
-from app.booking.gate import settlement
+from app.booking.gate import rebuild, settlement
 from app.booking.releases import queries as releases
 from app.booking.releases.policy import Phase
 from tests.booking.gate.builders import MadeRelease, make_release
@@ -130,6 +130,17 @@ async def test_the_gate_reads_through_no_table_that_grows_with_bookings(
 ) -> None:
     statement, parameters = ASKED_BY_THE_GATE[what]
     assert _read_through(await _plan(db, statement, *parameters(booked))) == set()
+
+
+@pytest.mark.usefixtures("booked")
+@pytest.mark.parametrize(
+    "statement", ["_HAND_OUT", "_ALL_SETTLED", "_POOLS", "_VACANT", "_CLAIMS", "_PEOPLE", "_ACCOUNTS", "_HIGHEST_SEQ"]
+)
+async def test_a_rebuild_of_a_small_release_reads_through_none_either(
+    statement: str, db: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    small = await make_release(db, capacities=(3, 3))
+    assert _read_through(await _plan(db, getattr(rebuild, statement), small.release_id)) == set()
 
 
 @pytest.mark.usefixtures("booked")

@@ -14,6 +14,7 @@ import httpx2
 import psutil
 import pytest
 
+from app.cli.web import CONNECTIONS_A_TURN
 from app.core.embedded import Engines
 from app.wechat.fake.server import DEMO_APP_ID, DEMO_APP_SECRET
 from tests.conftest import dsn_of
@@ -129,6 +130,15 @@ def test_after_kill_nine_nothing_serves_on_and_the_next_start_has_the_data(serve
     again = serve(data_dir)
     assert again.roles_of("demo-anna") == ["resident", "operator"]
     assert json_file(data_dir / "secrets.json") == kept
+
+
+def test_a_web_worker_lets_phones_in_by_many_doors(serve: Serve, data_dir: Path) -> None:
+    worker = serve(data_dir).child("app.cli.web")
+    listener = next(each for each in worker.net_connections(kind="tcp") if each.status == psutil.CONN_LISTEN)
+    descriptors = Path(f"/proc/{worker.pid}/fd")
+    socket_behind = (descriptors / str(listener.fd)).readlink()
+    doors = [descriptor for descriptor in descriptors.iterdir() if descriptor.readlink() == socket_behind]
+    assert len(doors) == CONNECTIONS_A_TURN
 
 
 def test_a_killed_web_worker_is_replaced_and_the_port_answers_again(serve: Serve, data_dir: Path) -> None:

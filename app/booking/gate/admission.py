@@ -96,7 +96,8 @@ class Admission:
     done with: the gate makes a new one for the next epoch.
 
     `see_through` is given every claim that was admitted, at once and whether or not its phone still waits: nothing that
-    happens to a request can come between script and commit.
+    happens to a request can come between script and commit. `condemn` is called where the script met a contradiction,
+    which it may do in a call with which nobody waits.
     """
 
     def __init__(
@@ -106,12 +107,14 @@ class Admission:
         settings: Settings,
         background: Chores,
         see_through: Callable[[Winner], asyncio.Future[Verdict]],
+        condemn: Callable[[], None],
     ) -> None:
         self.release = release
         self._links = links
         self._background = background
         self._settings = settings
         self._see_through = see_through
+        self._condemn = condemn
         self._queue: deque[_Waiting] = deque()
         self._retries: deque[_Waiting] = deque()
         self._confirmed: deque[bytes] = deque()
@@ -289,6 +292,8 @@ class Admission:
             "gate_script_failed", release=str(self.release.release_id), claims=len(batch), error=type(error).__name__
         )
         everyone = batch
+        if isinstance(error, Contradiction):
+            self._condemn()
         if isinstance(error, NotInForce | Contradiction):
             # The rest of the queue would meet the same state.
             everyone = [*batch, *self._retries, *self._queue]

@@ -102,7 +102,7 @@ class PassSigner:
             raise PassInvalid
         encoded = text.translate(_FROM_URLSAFE)
         try:
-            # Strictly: one pass has one text.
+            # Strictly: left to itself it skips what is no base64, and any text would do for a pass.
             signed = a2b_base64(encoded + _PADDING[-len(encoded) % 4], strict_mode=True)
         except BadBase64:
             raise PassInvalid from None

@@ -26,7 +26,7 @@ from app.core.clock import to_ms
 from app.core.ids import id_of
 from app.core.problems import NotFound
 
-_WAIT_AS_LONG_AS_IT_TAKES: Final = "SET LOCAL lock_timeout = 0"
+_WAIT_FOR: Final = "SELECT set_config('lock_timeout', $1, true)"
 _ONE_AT_A_TIME: Final = "SELECT pg_advisory_lock(hashtextextended('rebuild:' || $1::uuid::text, 0))"
 _NEXT_PLEASE: Final = "SELECT pg_advisory_unlock(hashtextextended('rebuild:' || $1::uuid::text, 0))"
 _LOCK_ALONE: Final = f"SELECT {release_lock('$1', alone=True)}"
@@ -96,9 +96,10 @@ _CLAIM_ROW: Final = struct.Struct(">16s16siqq8s16shih")
 _PEOPLE: Final = f"""
 SELECT uuid_send(booking.person_id) || int2send(pool.ordinal)
        || int4send(CASE WHEN {HOLDS_A_PLACE} THEN booking.place_no ELSE 0 END) || uuid_send(booking.claim_id)
-FROM booking
+FROM claim
+JOIN booking ON booking.claim_id = claim.id
 JOIN pool ON pool.id = booking.pool_id
-WHERE pool.release_id = $1 AND {LIVE}
+WHERE claim.release_id = $1 AND {LIVE}
 -- By the whole string, which begins with the person: by the person alone it would be read along an index, a page for
 -- each of a million rows, which takes three times as long as sorting them.
 ORDER BY 1
@@ -166,7 +167,7 @@ async def rebuild(
         if not await connection.fetchval(_PUBLISHED, release_id):
             # Before any lock: an id that somebody made up must cost one look.
             raise NotFound
-        await stack.enter_async_context(_one_at_a_time(connection, release_id))
+        await stack.enter_async_context(_one_at_a_time(connection, release_id, timeout_seconds=timeout_seconds))
         if not because.insist:
             async with links.lend() as link:
                 present = await read_release(link, release_id)
@@ -193,12 +194,14 @@ async def rebuild(
 
 
 @asynccontextmanager
-async def _one_at_a_time(connection: "asyncpg.pool.PoolConnectionProxy", release_id: UUID) -> AsyncGenerator[None]:
+async def _one_at_a_time(
+    connection: "asyncpg.pool.PoolConnectionProxy", release_id: UUID, *, timeout_seconds: float
+) -> AsyncGenerator[None]:
     """Let the workers that found the state missing rebuild it once, not one after the other."""
     async with connection.transaction():
-        # Whoever is at it may need longer than anybody waits for another lock. That we do not wait for ever is seen to
-        # by the time for which the connection is lent.
-        await connection.execute(_WAIT_AS_LONG_AS_IT_TAKES)
+        # Whoever is at it may need as long as we may: longer than anybody waits for another lock. The server has to
+        # know, for it does not notice while it waits that the connection is cut.
+        await connection.execute(_WAIT_FOR, f"{timeout_seconds * 1_000:.0f}")
         # Outlasts the transaction.
         await connection.execute(_ONE_AT_A_TIME, release_id)
     try:

@@ -7,6 +7,7 @@ nobody may use its epoch again.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -58,9 +59,12 @@ class Room:
         settings: Settings,
         chores: Chores,
         see_through: "SeeThrough",
+        condemn: "Callable[[Room], None]",
     ) -> None:
         self.release = release
-        self.admission = Admission(release, links, settings, chores, lambda winner: see_through(self, winner))
+        self.admission = Admission(
+            release, links, settings, chores, lambda winner: see_through(self, winner), lambda: condemn(self)
+        )
         self.ledger = Ledger(release, database, settings)
         self.settlement = Settlement(release, links, database, timeout_seconds=settings.commit_timeout_ms / 1000)
 
@@ -177,6 +181,12 @@ class Rooms:
 
     def _open(self, release: Release) -> Room:
         room = self._rooms[release.release_id.bytes] = Room(
-            release, self._links, self._database, self._settings, self._chores, self._see_through
+            release,
+            self._links,
+            self._database,
+            self._settings,
+            self._chores,
+            self._see_through,
+            partial(self.condemn, because=errors.Contradiction.reason),
         )
         return room

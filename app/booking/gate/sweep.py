@@ -8,9 +8,10 @@ when to ask PostgreSQL, and the first writer of a claim id decides.
 from typing import Final, cast
 
 import asyncpg
+from redis.exceptions import ResponseError
 
 from app.booking.gate.admission import parse_answers
-from app.booking.gate.errors import NotInForce
+from app.booking.gate.errors import NotInForce, contradiction_in
 from app.booking.gate.ledger import void_claims
 from app.booking.gate.link import CLAIM, Argument, Links, ms_of_time
 from app.booking.gate.records import PARKED
@@ -69,7 +70,10 @@ async def _confirm(release: Release, links: Links, claim_ids: list[bytes]) -> No
     names = [keys.meta, keys.pools, keys.claims, keys.people, keys.accounts, keys.pending]
     async with links.lend() as link:
         arguments: list[Argument] = [link.identity, release.epoch, 0, b"", b"".join(claim_ids), b""]
-        parse_answers(await link.run(CLAIM, names, arguments), 0)
+        try:
+            parse_answers(await link.run(CLAIM, names, arguments), 0)
+        except ResponseError as error:
+            raise contradiction_in(error) or error from error
 
 
 async def _hand_out_parked(release: Release, links: Links, settlement: Settlement) -> None:

@@ -134,10 +134,10 @@ DELETE FROM place USING free WHERE place.pool_id = :pool AND place.place_no = fr
 """)
 
 _COUNTS: Final = text("""
-SELECT (SELECT capacity FROM pool WHERE id = :pool) AS places,
+SELECT (SELECT count(*) FROM place WHERE pool_id = :pool) AS places,
        (SELECT count(*) FROM booking WHERE pool_id = :pool AND status = 'confirmed') AS held,
-       (SELECT sum(capacity) FROM pool
-        WHERE release_id = (SELECT release_id FROM pool WHERE id = :pool)) AS places_of_release
+       (SELECT count(*) FROM place JOIN pool ON pool.id = place.pool_id
+        WHERE pool.release_id = (SELECT release_id FROM pool WHERE id = :pool)) AS places_of_release
 """)
 
 _AUDIT: Final = text("""

@@ -98,8 +98,10 @@ SETTINGS: Final = (
     ("effective_cache_size", "512MB"),
     # Solid-state disks and cached pages: a random read costs hardly more than the next one.
     ("random_page_cost", "1.1"),
-    # Keeps the cluster's disk use bounded, and a recovery short, while a rush of writes needs no early checkpoint.
-    ("max_wal_size", "512MB"),
+    # Bounds the cluster's disk use and a recovery. It alone, and no clock in the middle of an opening, is to ask for a
+    # checkpoint: after each, every page that is touched for the first time goes whole into the log.
+    ("max_wal_size", "1GB"),
+    ("checkpoint_timeout", "1h"),
     # Statements here take milliseconds; compiling them, or starting helpers for them, takes longer. Without
     # parallel queries a container's small /dev/shm is enough, too.
     ("jit", "off"),

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -228,10 +229,8 @@ async def test_a_lost_free_map_is_a_contradiction_and_not_sold_out(
     await assert_agrees(db, redis, made)
 
 
-async def test_a_pending_claim_in_a_pool_that_counts_none_is_a_contradiction(
-    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
-) -> None:
-    made = await make_release(db)
+async def _pending_again(worker: Worker, signer: PassSigner, redis: Redis, made: MadeRelease) -> UUID:
+    """Book a place, and have Redis take the claim for pending although its pool counts no such claim."""
     claim_id = new_id()
     await worker.ask(Phone.with_pass(signer, made).claim(claim_id=claim_id))
     keys = EpochKeys(made.release_id, 1)
@@ -241,8 +240,37 @@ async def test_a_pending_claim_in_a_pool_that_counts_none_is_a_contradiction(
 
     await until(confirmed)
     await command(redis, "ZADD", keys.pending, 1, claim_id.bytes)
+    return claim_id
+
+
+async def test_a_pending_claim_in_a_pool_that_counts_none_is_a_contradiction(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
+) -> None:
+    made = await make_release(db)
+    claim_id = await _pending_again(worker, signer, redis, made)
     # Rides on the call that the next claim gets.
     worker.gate.entered[made.release_id.bytes].admission.confirm(claim_id.bytes)
+    said = await _ask_until_decided(worker, Phone.with_pass(signer, made))
+    assert said.word == "confirmed"
+    assert await epoch_of(db, made) == 2
+    await assert_agrees(db, redis, made)
+
+
+@pytest.mark.parametrize("way", ["a call of its own", "the sweep"])
+async def test_a_contradiction_with_which_nobody_waits_leads_to_a_rebuild_too(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis, way: str
+) -> None:
+    made = await make_release(db)
+    claim_id = await _pending_again(worker, signer, redis, made)
+    if way == "the sweep":
+        await worker.gate.sweep(made.release_id)
+    else:
+        worker.gate.entered[made.release_id.bytes].admission.confirm(claim_id.bytes)
+
+    async def condemned() -> bool:
+        return made.release_id.bytes not in worker.gate.entered
+
+    await until(condemned)
     said = await _ask_until_decided(worker, Phone.with_pass(signer, made))
     assert said.word == "confirmed"
     assert await epoch_of(db, made) == 2

@@ -38,6 +38,10 @@ def _nobody_commits(winner: Winner) -> NoReturn:
     raise AssertionError(winner)
 
 
+def _nobody_condemns() -> None:
+    raise AssertionError
+
+
 def _nobody_listens(outcome: Judged | Exception) -> NoReturn:
     raise AssertionError(outcome)
 
@@ -136,7 +140,7 @@ class GateMachine(RuleBasedStateMachine):
         )
         self.release = Release(setup, "")
         self.runner.run(self._load(setup))
-        self.admission = Admission(self.release, self.links, self.server, Chores(), _nobody_commits)
+        self.admission = Admission(self.release, self.links, self.server, Chores(), _nobody_commits, _nobody_condemns)
 
     async def _load(self, setup: ReleaseSetup) -> None:
         keys = self.release.keys
