@@ -98,6 +98,7 @@ async def growth(
             stage, places=places, accounts=(accounts or {}).get(places, places), open_places=open_places, say=say
         )
         founded.append(await _look_at(stage, city, say))
+    await stage.checkpoint()
     say("Growth: the cost of a claim, size by size")
     refused, won = await _claims(stage, wrk, founded, rounds=rounds, seconds=seconds, say=say)
     small, large = founded[0], founded[-1]

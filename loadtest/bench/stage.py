@@ -25,6 +25,7 @@ from app.booking.gate.passes import PassSigner
 from app.cli import surroundings
 from app.cli.own_server import OwnServer
 from app.core.embedded import Engines, start_engines
+from app.core.embedded.postgres import SUPERUSER
 from app.core.settings import ENVIRONMENT_PREFIX
 from loadtest.bench.machine import OTHER_CORE, SERVER_CORE, CannotBenchError, cpu_seconds, family_of, pin
 from loadtest.bench.peers import Command, Peer, Surroundings
@@ -176,6 +177,14 @@ class Stage:
         connection = await asyncpg.connect(self.engines.database_dsn)
         try:
             yield connection
+        finally:
+            await connection.close()
+
+    async def checkpoint(self) -> None:
+        """Have PostgreSQL make its next checkpoint now, and not in the middle of some lap, which would pay for it."""
+        connection = await asyncpg.connect(self.engines.database_dsn, user=SUPERUSER)
+        try:
+            await connection.execute("CHECKPOINT", timeout=None)
         finally:
             await connection.close()
 
