@@ -26,8 +26,6 @@ from loadtest.bench.results import Row, Spread, value_at_most
 
 PARENTS: Final = 5_000
 _REHEARSAL_SECONDS_MAX: Final = 300.0
-# From the last sign-in to the opening: nobody's screen has to be watched in them.
-_SECONDS_BEFORE: Final = 4
 
 
 class _Answered(msgspec.Struct):
@@ -67,8 +65,7 @@ async def _rehearse(parents: int, *, seed: int) -> _Verdict:
         report = Path(directory) / "verdict.json"
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "app.cli", "rehearse", "--embedded"),
-            *("--parents", str(parents), "--seed", str(seed), "--seconds-before", str(_SECONDS_BEFORE)),
-            *("--json", str(report)),
+            *("--parents", str(parents), "--seed", str(seed), "--json", str(report)),
             env=_clean_environment(),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

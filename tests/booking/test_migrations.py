@@ -1,7 +1,8 @@
 """Migrations find tables in which there is something already, and leave everything in them."""
 
 import asyncio
-from collections.abc import Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -26,52 +27,50 @@ _PLACES = "INSERT INTO place (pool_id, place_no) SELECT $1, n FROM generate_seri
 def dsn(engines: Engines) -> Generator[str]:
     """Give a database at the migration before pools had capacities."""
     name = "test_migrations"
-    _on(engines.database_dsn, f"CREATE DATABASE {name}")
-    migrate(dsn_of(engines, name), to=BEFORE_CAPACITIES)
-    yield dsn_of(engines, name)
-    _on(engines.database_dsn, f"DROP DATABASE {name}")
+    asyncio.run(_execute(engines.database_dsn, f"CREATE DATABASE {name}"))
+    try:
+        migrate(dsn_of(engines, name), to=BEFORE_CAPACITIES)
+        yield dsn_of(engines, name)
+    finally:
+        asyncio.run(_execute(engines.database_dsn, f"DROP DATABASE {name}"))
 
 
-def _on(dsn: str, statement: str) -> None:
-    async def run() -> None:
-        connection = await asyncpg.connect(dsn)
-        await connection.execute(statement)
+@asynccontextmanager
+async def _connected(dsn: str) -> AsyncGenerator["asyncpg.Connection[asyncpg.Record]"]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
         await connection.close()
 
-    asyncio.run(run())
+
+async def _execute(dsn: str, statement: str) -> None:
+    async with _connected(dsn) as connection:
+        await connection.execute(statement)
 
 
-def _fill(dsn: str, capacities: Mapping[UUID, int]) -> None:
-    async def run() -> None:
-        connection = await asyncpg.connect(dsn)
-        release_id = uuid4()
+async def _fill(dsn: str, capacities: Mapping[UUID, int]) -> None:
+    release_id = uuid4()
+    async with _connected(dsn) as connection:
         await connection.execute(_RELEASE, release_id)
         for ordinal, (pool_id, capacity) in enumerate(capacities.items()):
             await connection.execute(_POOL, pool_id, release_id, ordinal)
             await connection.execute(_PLACES, pool_id, capacity)
-        await connection.close()
-
-    asyncio.run(run())
 
 
-def _capacities(dsn: str) -> dict[UUID, int]:
-    async def run() -> dict[UUID, int]:
-        connection = await asyncpg.connect(dsn)
-        rows = await connection.fetch("SELECT id, capacity FROM pool")
-        await connection.close()
-        return {row["id"]: row["capacity"] for row in rows}
-
-    return asyncio.run(run())
+async def _capacities(dsn: str) -> dict[UUID, int]:
+    async with _connected(dsn) as connection:
+        return {row["id"]: row["capacity"] for row in await connection.fetch("SELECT id, capacity FROM pool")}
 
 
 def test_the_places_of_pools_that_are_there_are_counted_once(dsn: str) -> None:
     there = {uuid4(): 3, uuid4(): 0, uuid4(): 17}
-    _fill(dsn, there)
+    asyncio.run(_fill(dsn, there))
     migrate(dsn)
-    assert _capacities(dsn) == there
+    assert asyncio.run(_capacities(dsn)) == there
     # Down and up again, with pools that came meanwhile.
     migrate(dsn, to=BEFORE_CAPACITIES, down=True)
     more = {uuid4(): 2}
-    _fill(dsn, more)
+    asyncio.run(_fill(dsn, more))
     migrate(dsn)
-    assert _capacities(dsn) == {**there, **more}
+    assert asyncio.run(_capacities(dsn)) == {**there, **more}

@@ -230,7 +230,7 @@ class Gate:
             self._rooms.leave(room)
             return None
         except errors.Contradiction:
-            self._rooms.condemn(room, because="contradiction")
+            # The admission that met it has condemned the state before it told anybody.
             return None
         except (RedisError, OSError):
             return _unreachable()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import cast
 from uuid import UUID
@@ -39,6 +40,10 @@ pytestmark = pytest.mark.anyio
 
 _ONE_AT_A_TIME = "SELECT pg_advisory_lock(hashtextextended('rebuild:' || $1::uuid::text, 0))"
 _LOCK_ALONE = "SELECT pg_advisory_xact_lock(hashtextextended('release:' || $1::uuid::text, 0))"
+
+
+async def _somebody_waits(db: "asyncpg.Connection[asyncpg.Record]") -> bool:
+    return bool(await db.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
 
 
 async def _ask_until_decided(worker: Worker, phone: Phone, *ordinals: int, waitlist: bool = False) -> Said:
@@ -408,7 +413,10 @@ async def test_a_rebuild_that_takes_longer_than_a_lock_may_is_waited_for(
     try:
         await other.execute(_ONE_AT_A_TIME, made.release_id)
         rebuilding = asyncio.create_task(worker.gate.rebuild(made.release_id))
+        await until(partial(_somebody_waits, db))
+        # Three times as long as this worker waits for any other lock: nothing but time tells that it goes on waiting.
         await asyncio.sleep(0.5)
+        assert await _somebody_waits(db)
         assert not rebuilding.done()
     finally:
         await other.close()
@@ -432,12 +440,7 @@ async def test_other_releases_do_not_notice_a_rebuild(
             await blocker.execute(_LOCK_ALONE.replace("lock(", "lock_shared("), made.release_id)
             rebuilding = asyncio.create_task(worker.gate.rebuild(made.release_id))
 
-            async def waiting() -> bool:
-                return bool(
-                    await db.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
-                )
-
-            await until(waiting)
+            await until(partial(_somebody_waits, db))
             said = await worker.ask(Phone.with_pass(signer, other).claim())
             assert said.word == "confirmed"
         await rebuilding
