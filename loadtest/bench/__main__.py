@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,16 +17,19 @@ from rich.console import Console
 
 from app.core.embedded import EngineFault
 from loadtest.bench.growth import growth
+from loadtest.bench.install import install
 from loadtest.bench.machine import CannotBenchError, this_machine
 from loadtest.bench.opening import PARENTS, opening, start_up
 from loadtest.bench.page import print_table, write_page
+from loadtest.bench.peers import Peer
 from loadtest.bench.refusals import PARENTS as REFUSED_PARENTS
+from loadtest.bench.refusals import PEERS as REFUSING_PEERS
 from loadtest.bench.refusals import refusals
 from loadtest.bench.results import Results, Row
 from loadtest.bench.stage import Stage, stage
 from loadtest.bench.tail import tail
+from loadtest.bench.winners import PEERS as GIVING_PEERS
 from loadtest.bench.winners import winners
-from loadtest.bench.wrk import require_wrk
 
 REPORT: Final = Path("build/bench.json")
 PAGE: Final = Path("build/bench.html")
@@ -47,6 +50,7 @@ class Effort:
     sizes: tuple[int, ...]
     growth_rounds: int
     openings: int
+    parents: int
     starts: int
     tail_rounds: int
 
@@ -59,6 +63,7 @@ WHOLE: Final = Effort(
     sizes=(300, 10_000, 100_000, 1_000_000),
     growth_rounds=5,
     openings=3,
+    parents=PARENTS,
     starts=3,
     tail_rounds=3,
 )
@@ -70,19 +75,22 @@ QUICK: Final = Effort(
     sizes=(300, 10_000),
     growth_rounds=2,
     openings=1,
+    # Signing in is most of a rehearsal.
+    parents=2_000,
     starts=1,
     tail_rounds=1,
 )
 PARTS: Final = ("refusals", "winners", "opening", "start", "growth", "tail")
+_PEERS: Final[Mapping[str, tuple[Peer, ...]]] = {"refusals": REFUSING_PEERS, "winners": GIVING_PEERS}
 
 
 async def bench(effort: Effort, parts: tuple[str, ...], results: Results, say: Say) -> None:
     """Measure, part by part, into `results`. Raises `CannotBenchError`, and `EngineFault` where no engine starts."""
-    wrk = await require_wrk(say)
+    wrk = await install([peer for part in parts for peer in _PEERS.get(part, ())], say)
     if "start" in parts:
         results.rows += await start_up(rounds=effort.starts, say=say)
     if "opening" in parts:
-        results.rows += await opening(rounds=effort.openings, parents=PARENTS, say=say)
+        results.rows += await opening(rounds=effort.openings, parents=effort.parents, say=say)
     if "refusals" in parts:
         async with _new_stage(say) as at:
             results.rows += await refusals(

@@ -183,7 +183,7 @@ async def _claims(
 
 
 def _warm_up_laps(rounds: int) -> int:
-    return min(rounds, _WINNERS_WARM_UP_LAPS_MAX)
+    return min(max(rounds - 1, 1), _WINNERS_WARM_UP_LAPS_MAX)
 
 
 class _GivingAway:

@@ -6,6 +6,7 @@ from math import log10
 from pathlib import Path
 from typing import Final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +17,8 @@ from loadtest.charts import Series
 from loadtest.report import STYLE, write_atomically
 
 _HUNDRED: Final = 100
+_WHAT_COLUMNS_MIN: Final = 24
+_COLUMNS_MIN: Final = 132
 _TABLE_HEAD: Final = (
     '<section><h2>Targets</h2><table><tr><th>Row</th><th>What, and beside what</th><th class="number">Figure</th>'
     '<th class="number">Reference</th><th class="number">Ratio (min-max)</th><th class="number">Target</th>'
@@ -24,28 +27,41 @@ _TABLE_HEAD: Final = (
 
 
 def print_table(rows: Sequence[Row], console: Console) -> None:
-    """Print one line a row: figure, reference, ratio, target, met or not, and what a claim cost."""
-    table = Table(title="Clocktower bench", title_justify="left", show_lines=True)
-    table.add_column("row")
-    table.add_column("what ÷ beside what", ratio=1)
-    for heading in ("figure", "reference", "ratio (min-max)", "target"):
-        table.add_column(heading, justify="right")
-    table.add_column("met")
-    table.add_column("CPU µs a claim: server + Redis + PostgreSQL", justify="right")
+    """Print one line a row: figure, reference, ratio, target, met or not, and what a claim cost; then the notes."""
+    table = Table(title="Clocktower bench", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("row", no_wrap=True)
+    table.add_column("what ÷ beside what", ratio=1, min_width=_WHAT_COLUMNS_MIN)
+    for heading in ("figure\n÷ reference", "ratio\n(min-max)", "target"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("met", no_wrap=True)
+    table.add_column("CPU µs a claim: server\n+ Redis + PostgreSQL", justify="right", no_wrap=True)
     for row in rows:
-        beside = f" [dim]÷ {row.reference_what}[/dim]" if row.reference_what else ""
-        note = f"\n[dim]{row.note}[/dim]" if row.note else ""
+        beside = f"\n[dim]÷ {row.reference_what}[/dim]" if row.reference_what else ""
         table.add_row(
             row.id,
-            f"{row.what}{beside}{note}",
-            _value(row),
-            "" if row.reference is None else f"{figure(row.reference.median)} {row.unit}",
-            _ratio(row),
+            f"{row.what}{beside}",
+            _value(row, between="\n")
+            if row.reference is None
+            else f"{_value(row)}\n÷ {_in_unit(row.reference.median, row.unit)}",
+            _ratio(row, between="\n"),
             "" if row.target is None else str(row.target),
             _met(row, "[green]yes[/green]", "[bold red]NO[/bold red]"),
             "\n".join(_cost(spent) for spent in (row.cpu_us, row.reference_cpu_us) if spent is not None),
         )
+    # In a log, and on a screen that is too small, a long line is easier to read than a cell of three letters.
+    console.width = max(console.width, _COLUMNS_MIN)
     console.print(table)
+    for note, ids in _notes(rows).items():
+        console.print(f"{', '.join(ids)}: {note}", markup=False, highlight=False, style="dim")
+
+
+def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return what the reader of a figure has to know, each with the rows that it is about."""
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        if row.note:
+            notes.setdefault(row.note, []).append(row.id)
+    return notes
 
 
 def figure(value: float) -> str:
@@ -55,15 +71,20 @@ def figure(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _value(row: Row) -> str:
-    middle = f"{figure(row.value.median)} {row.unit}"
-    return middle if row.ratio else f"{middle} ({figure(row.value.low)}-{figure(row.value.high)})"
+def _in_unit(value: float, unit: str) -> str:
+    return f"{figure(value)}{unit}" if unit.startswith("/") else f"{figure(value)} {unit}"
 
 
-def _ratio(row: Row) -> str:
+def _value(row: Row, *, between: str = " ") -> str:
+    middle = _in_unit(row.value.median, row.unit)
+    is_one = row.value.low == row.value.high
+    return middle if row.ratio or is_one else f"{middle}{between}({figure(row.value.low)}-{figure(row.value.high)})"
+
+
+def _ratio(row: Row, *, between: str = " ") -> str:
     if row.ratio is None:
         return ""
-    return f"{figure(row.ratio.median)} ({figure(row.ratio.low)}-{figure(row.ratio.high)})"
+    return f"{figure(row.ratio.median)}{between}({figure(row.ratio.low)}-{figure(row.ratio.high)})"
 
 
 def _met(row: Row, yes: str, no: str) -> str:
@@ -73,7 +94,10 @@ def _met(row: Row, yes: str, no: str) -> str:
 
 
 def _cost(spent: Spent) -> str:
-    parts = " + ".join(figure(part) for part in (spent.server, spent.redis, spent.postgres))
+    # What is less than a hundredth of the whole is nothing.
+    parts = " + ".join(
+        figure(part) if part >= spent.total / _HUNDRED else "0" for part in (spent.server, spent.redis, spent.postgres)
+    )
     return f"{figure(spent.total)} = {parts}"
 
 
@@ -114,7 +138,7 @@ def _table(rows: Sequence[Row]) -> str:
         met = _met(row, '<span class="good">yes</span>', '<span class="bad">no</span>')
         beside = f'<div class="soft">÷ {escape(row.reference_what)}</div>' if row.reference_what else ""
         note = f'<div class="soft">{escape(row.note)}</div>' if row.note else ""
-        reference = "" if row.reference is None else f"{figure(row.reference.median)} {escape(row.unit)}"
+        reference = "" if row.reference is None else escape(_in_unit(row.reference.median, row.unit))
         lines.append(
             f"<tr><td>{escape(row.id)}</td><td>{escape(row.what)}{beside}{note}</td>"
             f'<td class="number">{escape(_value(row))}</td><td class="number">{reference}</td>'

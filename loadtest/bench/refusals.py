@@ -24,6 +24,7 @@ from loadtest.bench.stage import Server, Stage
 from loadtest.bench.town import BenchRelease, book_places, claim_requests, make_town_release, poll_requests
 from loadtest.bench.wrk import replay_file, run_wrk
 
+PEERS: Final = (BARE, FASTIFY, TEXTBOOK)
 CONNECTIONS: Final = 128
 # Phones keep a connection each: what they have in the server's memory no longer fits into a processor's caches.
 CROWD: Final = 1_000
@@ -104,7 +105,7 @@ async def refusals(
             connections=CROWD,
         )
         by_two = await contest.side("clocktower ×2", "refusals, two workers", pair, claims, replay, refuses=True)
-        uvicorn = await _start(stage, BARE, release, epoch, say)
+        uvicorn = await _start(stage, BARE, release, epoch)
         bare = await contest.side(BARE.name, BARE.what, uvicorn, claims, replay, refuses=False)
         bare_crowded = await contest.side(
             f"bare, {CROWD}", BARE.what, uvicorn, claims, replay, refuses=False, connections=CROWD
@@ -112,7 +113,7 @@ async def refusals(
         bare_polls = await contest.side("bare polls", BARE.what, uvicorn, polls, polling, refuses=False)
         peers: dict[str, Side] = {}
         for peer in (FASTIFY, TEXTBOOK):
-            server = await _start(stage, peer, release, epoch, say)
+            server = await _start(stage, peer, release, epoch)
             side = await contest.side(peer.name, peer.what, server, claims, replay, refuses=True)
             # Node compiles what runs often: after some 30,000 requests it takes a quarter of the time.
             peers[peer.name] = replace(side, warm_up_laps=_NODE_WARM_UP_LAPS) if peer is FASTIFY else side
@@ -149,9 +150,8 @@ def _limits_two(laps: Laps, pair: Side, one: Side) -> str:
     )
 
 
-async def _start(stage: Stage, peer: Peer, release: BenchRelease, epoch: int, say: Callable[[str], None]) -> Server:
+async def _start(stage: Stage, peer: Peer, release: BenchRelease, epoch: int) -> Server:
     try:
-        peer.install(say)
         return await stage.start_peer(peer, stage.surroundings(peer, release, epoch=epoch, places=0))
     except CannotRunPeerError as error:
         raise CannotBenchError(str(error)) from error

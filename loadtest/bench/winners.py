@@ -27,11 +27,12 @@ _PRETIX_CONNECTIONS: Final = 16
 # More than any of them gives away in a second, by far.
 _OUR_PLACES_A_SECOND: Final = 15_000
 # Each with its places a second, and with its connections.
-_PEERS: Final[tuple[tuple[Peer, int, int], ...]] = (
+_CONTESTANTS: Final[tuple[tuple[Peer, int, int], ...]] = (
     (ROW_LOCK, 6_000, CONNECTIONS),
     (SKIP_LOCKED, 6_000, CONNECTIONS),
     (PRETIX, 200, _PRETIX_CONNECTIONS),
 )
+PEERS: Final = tuple(peer for peer, _, _ in _CONTESTANTS)
 # The slowest of them gives away ten in this time.
 _REST_SECONDS: Final = 0.5
 _RESTS_MAX: Final = 60
@@ -122,9 +123,9 @@ async def winners(stage: Stage, wrk: str, *, rounds: int, seconds: float, say: C
     contest = _Contest(stage, wrk, seconds=seconds)
     ours = Side("clocktower", "durable winners, one worker", lambda: contest.our_lap(server))
     peers: dict[str, Side] = {}
-    for peer, places_a_second, connections in _PEERS:
+    for peer, places_a_second, connections in _CONTESTANTS:
         parents = round(places_a_second * seconds)
-        peers[peer.name] = await _peer_side(stage, contest, peer, connections, parents, rounds, say)
+        peers[peer.name] = await _peer_side(stage, contest, peer, connections, parents, rounds)
     laps = await take_turns([ours, *peers.values()], rounds=rounds, say=say)
     return [
         compare(laps, ours, peers[ROW_LOCK.name], row_id="P4", target=ratio_at_least(5)),
@@ -140,13 +141,11 @@ async def _peer_side(
     connections: int,
     parents: int,
     rounds: int,
-    say: Callable[[str], None],
 ) -> Side:
     async with stage.database() as database:
         release = await make_release(database, pools=1, places_each=1)
     around = stage.surroundings(peer, release, epoch=0, places=(rounds + 2) * parents)
     try:
-        peer.install(say)
         server = await stage.start_peer(peer, around)
     except CannotRunPeerError as error:
         raise CannotBenchError(str(error)) from error
