@@ -14,7 +14,7 @@ from app.core.field_codes import Language, sentence_of
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "/docs/errors#"
-_KEPT_HEADER_CHARACTERS_MAX: Final = 100
+KEPT_HEADER_BYTES_MAX: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def language_of(accept_language: str | None) -> Language:
     if not accept_language:
         return "zh-CN"
     # Phones send few different headers. A long one is no phone's, and is not kept.
-    if len(accept_language) <= _KEPT_HEADER_CHARACTERS_MAX:
+    if len(accept_language) <= KEPT_HEADER_BYTES_MAX:
         return _kept_language(accept_language)
     return _preferred(accept_language)
 

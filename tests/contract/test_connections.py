@@ -82,6 +82,42 @@ async def test_claims_sent_in_one_packet_are_answered_each_in_its_place(
     assert len(await held(db, made)) == BURST
 
 
+async def test_a_body_that_reads_like_a_claim_is_the_body_that_it_was_said_to_be(
+    line: Line, phone: Phone, signer: PassSigner, made: MadeRelease, db: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    inner = claim_message(Phone.with_pass(signer, made))
+    # A head that is longer than the body, so that the body is a piece of its own, and whole.
+    outer = message("PUT", phone.claim().path, inner, phone.headers | {"x-more": "a" * len(inner)})
+    await line.send_in_pieces(outer, len(outer) - len(inner))
+    assert (await line.hear()).word == "malformed_json"
+    assert await held(db, made) == []
+    assert (await line.ask(claim_message(phone))).status == 201
+
+
+async def test_a_header_that_goes_on_like_a_claim_is_no_claim(
+    line: Line, phone: Phone, made: MadeRelease, db: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    started = b"GET /v1/time HTTP/1.1\r\nx-more: " + b"a" * 2_000
+    await line.send_in_pieces(started + claim_message(phone), len(started))
+    # Its other headers, with the length of the body, end the head that was begun.
+    assert "now_ms" in (await line.hear()).said
+    assert await held(db, made) == []
+    assert (await line.ask(claim_message(phone))).status == 201
+
+
+async def test_a_claim_that_came_by_itself_is_answered_after_those_before_it(
+    line: Line, signer: PassSigner, made: MadeRelease, database_url: str, db: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    first, second = (Phone.with_pass(signer, made) for _ in range(2))
+    async with no_commit_of(database_url, made):
+        line.send(claim_message(first, x_request_id="the-first"))
+        await until_commits_wait(db)
+        # Refused at once, were it alone.
+        line.send(message("PUT", second.claim().path, b"{", second.headers | {"x-request-id": "the-second"}))
+    heard = [await line.hear() for _ in range(2)]
+    assert [(one.status, one.headers["x-request-id"]) for one in heard] == [(201, "the-first"), (400, "the-second")]
+
+
 async def test_many_requests_in_one_piece_are_not_one_head_that_is_too_long(line: Line, phone: Phone) -> None:
     poll = message("GET", _poll(phone.made), headers={"x-more": "a" * 5_000})
     together = poll * 40

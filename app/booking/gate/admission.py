@@ -31,6 +31,8 @@ from app.core.tasks import Chores
 
 _HEADER: Final = struct.Struct("<Q")
 _LENGTH: Final = struct.Struct("<H")
+# Of an answer: its letter and its length.
+_BARE_BYTES: Final = 1 + _LENGTH.size
 # Of a packed claim: id, fingerprint, account, when the pass expires (ms), own delay (ms), together (1) and waitlist (2)
 # in one, number of people, number of choices. The people (16 bytes each) and the choices (ordinals) follow.
 HEAD: Final = struct.Struct("<16s8s16sQIBBB")
@@ -343,13 +345,18 @@ def parse_answers(reply: bytes, count: int) -> list[ScriptAnswer]:
         raise NotInForce(reply.decode())
     (now_ms,) = _HEADER.unpack_from(reply, 1)
     at = 1 + _HEADER.size
-    answers: list[ScriptAnswer] = []
     # Of one letter without anything more, as most are, there is one answer for all.
     bare: dict[int, ScriptAnswer] = {}
+    if len(reply) == at + count * _BARE_BYTES:
+        letters = reply[at::_BARE_BYTES]
+        for letter in set(letters):
+            bare[letter] = ScriptAnswer(chr(letter), b"", now_ms)
+        return list(map(bare.__getitem__, letters))
+    answers: list[ScriptAnswer] = []
     for _ in range(count):
         letter = reply[at]
         (length,) = _LENGTH.unpack_from(reply, at + 1)
-        at += 1 + _LENGTH.size
+        at += _BARE_BYTES
         if length:
             answers.append(ScriptAnswer(chr(letter), reply[at : at + length], now_ms))
             at += length

@@ -59,7 +59,7 @@ class GateInFront:
         if is_too_large or len(body) > self._body_limit_bytes:
             answer = problem_answer(
                 BodyTooLarge(),
-                accept_language=(request.accept_language or b"").decode("latin-1"),
+                accept_language=request.accept_language,
                 request_id=request_id,
             )
         else:

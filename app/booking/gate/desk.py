@@ -169,9 +169,14 @@ class Desk:
         handed_in, self._handed_in = self._handed_in, []
         now_ms = self._gate.clock.now_ms()
         passed: list[tuple[Request, Reply, Pass]] = []
+        verify, count = self._signer.verify, self._claims.count
         for request, reply in handed_in:
             try:
-                passed.append((request, reply, self._pass_of_claim(request, now_ms)))
+                if request.content_type != JSON_MEDIA_TYPE and request.body:
+                    _require_json(request)
+                contents = verify(_pass_text(request))
+                count(contents.account, now_ms)
+                passed.append((request, reply, contents))
             except Exception as error:  # noqa: BLE001 - as in `take`
                 reply(_failed(error, request))
         ordered: list[tuple[Request, Reply, Room, Order]] = []
@@ -189,13 +194,6 @@ class Desk:
                 reply(_failed(error, request))
         for request, reply, room, order in ordered:
             self._put(room, order, request, reply)
-
-    def _pass_of_claim(self, request: Request, now_ms: int) -> Pass:
-        """Return the pass of a claim, whose body is to be JSON."""
-        media_type = request.content_type
-        if media_type != JSON_MEDIA_TYPE and request.body and not is_json(_text_of(media_type)):
-            raise UnsupportedMediaType
-        return self._pass_in(request, self._claims, now_ms)
 
     def _put_carefully(
         self, claim_id: bytes, contents: Pass, room: Room | None, request: Request, reply: Reply
@@ -221,7 +219,8 @@ class Desk:
 
     async def _get_claim(self, request: Request) -> Answer:
         claim_id = _id_in_path(request.path[len(CLAIM_PATH) :], "claim_id")
-        contents = self._pass_in(request, self._questions, self._gate.clock.now_ms())
+        contents = self._signer.verify(_pass_text(request))
+        self._questions.count(contents.account, self._gate.clock.now_ms())
         known = await self._gate.known_claim(id_of(contents.release), claim_id, contents.account)
         return _outcome(claim_id.bytes, known, request)
 
@@ -253,18 +252,6 @@ class Desk:
         poll = self._polls[release_id] = _poll_of(seen, until_ms)
         return poll
 
-    def _pass_in(self, request: Request, limit: AccountLimit, now_ms: int) -> Pass:
-        authorization = request.authorization
-        if authorization[:5].lower() != b"pass " or not (text := authorization[5:].strip()):
-            raise NotAuthenticated(
-                "Send the pass of this release: Authorization: Pass <pass>.",
-                "请携带本次放号的报名凭证：Authorization: Pass <凭证>。",
-                headers={"WWW-Authenticate": "Pass"},
-            )
-        contents = self._signer.verify(text)
-        limit.count(contents.account, now_ms)
-        return contents
-
 
 def _id_in_path(text: str, field: str) -> UUID:
     if not text or "/" in text:
@@ -282,8 +269,20 @@ def _claim_id_in(path: str) -> bytes:
     return id_bytes(text) or _id_in_path(text, "claim_id").bytes
 
 
-def _text_of(header: bytes | None) -> str:
-    return "" if header is None else header.decode("latin-1")
+def _require_json(request: Request) -> None:
+    if not is_json((request.content_type or b"").decode("latin-1")):
+        raise UnsupportedMediaType
+
+
+def _pass_text(request: Request) -> bytes:
+    authorization = request.authorization
+    if authorization[:5].lower() != b"pass " or not (text := authorization[5:].strip()):
+        raise NotAuthenticated(
+            "Send the pass of this release: Authorization: Pass <pass>.",
+            "请携带本次放号的报名凭证：Authorization: Pass <凭证>。",
+            headers={"WWW-Authenticate": "Pass"},
+        )
+    return text
 
 
 def _json_answer(status: int, document: object) -> Answer:
@@ -299,9 +298,7 @@ def _outcome(claim_id: bytes, outcome: Outcome, request: Request) -> Answer:
     try:
         # The commonest first.
         if isinstance(outcome, Problem):
-            return problem_answer(
-                outcome, accept_language=_text_of(request.accept_language), request_id=request.request_id
-            )
+            return problem_answer(outcome, accept_language=request.accept_language, request_id=request.request_id)
         if isinstance(outcome, Decided):
             return decided_answer(outcome)
         return _json_answer(202, PendingView(id_of(claim_id), outcome.retry_after_ms))
@@ -314,7 +311,7 @@ def _failed(error: BaseException, request: Request) -> Answer:
         # A defect of ours. The phone hears it in the form of every other refusal, and may try again.
         log.error("gate_failed", method=request.method, request_id=request.request_id, exc_info=error)
         error = InternalError()
-    return problem_answer(error, accept_language=_text_of(request.accept_language), request_id=request.request_id)
+    return problem_answer(error, accept_language=request.accept_language, request_id=request.request_id)
 
 
 def decided_answer(decided: Decided) -> Answer:

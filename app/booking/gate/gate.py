@@ -19,7 +19,7 @@ from app.booking.gate.ledger import Verdict
 from app.booking.gate.link import Links, ms_of_time
 from app.booking.gate.rebuild import suspend
 from app.booking.gate.records import ClaimRecord, PoolCounts
-from app.booking.gate.refusals import refusal_of
+from app.booking.gate.refusals import SOLD_OUT, SOLD_OUT_LETTER, refusal_of
 from app.booking.gate.retirement import retire, states_in_redis
 from app.booking.gate.rooms import OUT_OF_REACH, REBUILD_RETRY_MS, Room, Rooms, rebuilding_again
 from app.booking.gate.state import Release
@@ -145,6 +145,10 @@ class Gate:
     def _judged(self, room: Room, order: Order, tell: Callable[[Outcome], None], judged: Judged | Exception) -> None:
         at_once: Outcome | None = None
         if type(judged) is Judged:
+            if judged.answer.code == SOLD_OUT_LETTER:
+                # What thousands hear at an opening: without a turn more than it takes.
+                tell(SOLD_OUT)
+                return
             try:
                 if judged.verdict is not None:
                     self._tell_when_decided(room, order, judged, tell)

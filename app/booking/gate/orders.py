@@ -29,6 +29,8 @@ from app.core.problems import FieldError, ValidationFailed
 from app.core.settings import Settings
 
 _ID_CHARACTERS: Final = 36
+# At 8, 13, 18 and 23.
+_HYPHENS: Final = slice(8, 24, 5)
 
 
 class _WrittenClaim(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -46,7 +48,7 @@ _decode: Final = msgspec.json.Decoder(_WrittenClaim).decode
 
 def id_bytes(text: str) -> bytes:
     """Return the 16 bytes of an id in the form of RFC 9562 (8-4-4-4-12 hexadecimal digits); empty for anything else."""
-    if len(text) != _ID_CHARACTERS or not text[8] == text[13] == text[18] == text[23] == "-":
+    if len(text) != _ID_CHARACTERS or text[_HYPHENS] != "----":
         return b""
     try:
         decoded = bytes.fromhex(text.replace("-", ""))

@@ -2,17 +2,19 @@
 
 An ASGI call costs more than everything that the gate does for a "no": a scope, a task, two events, a coroutine. So a
 request of the gate that is plain (see `_is_plain`) is read here, taken to the desk, and written back from wherever
-the answer is known. Every other request goes the way of ASGI, where `asgi.GateInFront` carries the gate as well, and
-both are held to the same contract.
+the answer is known. A claim that came in one piece is read at once (see `whole`), everything else as it comes. Every
+other request goes the way of ASGI, where `asgi.GateInFront` carries the gate as well, and all are held to the same
+contract.
 
 To uvicorn a `_Grab` stands for the cycle of a request: shutdown, and requests that were sent ahead of the answer to
 this one, are its business as ever.
 """
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from app.booking.gate.desk import AVAILABILITY_SUFFIX, CLAIM_PATH, RELEASE_PATH, Desk, Request
+from app.booking.gate.whole import Wanted, WholeReader
 from app.core.web.documents import Answer
 from app.core.web.headers import REQUEST_ID_NAME, announced_bytes, headers_by_name, request_id_for
 from app.core.web.protocol import ProblemProtocol, written
@@ -24,6 +26,19 @@ _CLAIM_PATH: Final = CLAIM_PATH.encode()
 _RELEASE_PATH: Final = RELEASE_PATH.encode()
 _AVAILABILITY_SUFFIX: Final = AVAILABILITY_SUFFIX.encode()
 _CLOSE: Final = b"connection: close\r\n"
+_PUT_CLAIM: Final = b"PUT " + _CLAIM_PATH
+
+_whole_reader = WholeReader()
+
+
+def _is_plain(url: bytes, headers: dict[bytes, bytes]) -> bool:
+    """Tell whether nothing about a request needs more than to be read, and answered when it is."""
+    return (
+        b"expect" not in headers
+        and b"transfer-encoding" not in headers
+        # An address with one of these is not yet a path.
+        and not (b"%" in url or b"?" in url or b"#" in url)
+    )
 
 
 class _Nobody:
@@ -48,6 +63,20 @@ class _Grab(Request):
         self.keep_alive = keep_alive
         self.disconnected = False
         self.response_complete = False
+
+    @classmethod
+    def of_claim(cls, protocol: "GateProtocol", path: str, body: bytes, wanted: Wanted) -> Self:
+        """Make what the constructor makes of a claim that came whole."""
+        self = cls.__new__(cls)
+        self.method, self.path, self.body = "PUT", path, body
+        _, authorization, self.content_type, self.accept_language, request_id = wanted
+        self.authorization = authorization or b""
+        self.if_none_match = None
+        self.request_id = request_id_for(request_id)
+        self.protocol = protocol
+        self.keep_alive = True
+        self.disconnected = self.response_complete = False
+        return self
 
     def reply(self, answer: Answer) -> None:
         """Write the answer, once, to the request that it belongs to and to no other."""
@@ -75,6 +104,27 @@ class GateProtocol(ProblemProtocol):
     _idle_timer: asyncio.TimerHandle | None = None
     _idle_since_seconds = 0.0
     _is_idle = False
+    # The parser of this connection is in no message, not even by a letter.
+    _is_between_messages = True
+
+    def data_received(self, data: bytes) -> None:
+        """Take a claim that came in one piece at once; read everything else as it comes."""
+        if not (data.startswith(_PUT_CLAIM) and self._is_between_messages and self._take_whole(data)):
+            super().data_received(data)
+
+    def _take_whole(self, data: bytes) -> bool:
+        desk: Desk | None = self.app_state.get(DESK_STATE)
+        if desk is None or not self._may_take_another or (whole := _whole_reader.read(data)) is None:
+            return False
+        url, body, wanted = whole
+        if len(body) > desk.body_limit_bytes:
+            return False
+        self.stop_idling()
+        self._is_idle = False
+        grab = _Grab.of_claim(self, url.decode("latin-1"), body, wanted)
+        self.cycle = grab  # pyright: ignore[reportAttributeAccessIssue] - stands for one
+        desk.take(grab, grab.reply)
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -87,7 +137,7 @@ class GateProtocol(ProblemProtocol):
 
     def on_message_begin(self) -> None:
         """Keep the head of a request; what ASGI wants to know of it is gathered only if it goes that way."""
-        self._is_idle = False
+        self._is_idle = self._is_between_messages = False
         self._in_head, self._head_bytes = True, 0
         self.url = b""
         self.headers = []
@@ -114,7 +164,13 @@ class GateProtocol(ProblemProtocol):
             authorization = headers.get(b"authorization", b"")
             # Nobody waits for what comes with any other method: it means nothing there.
             limit_bytes = desk.body_limit_bytes if method == "PUT" else 0
-            if self._is_plain(headers, limit_bytes) and desk.is_mine(method, path, authorization):
+            if (
+                self._may_take_another
+                and _is_plain(url, headers)
+                and not self.parser.should_upgrade()
+                and announced_bytes(headers.get(b"content-length")) <= limit_bytes
+                and desk.is_mine(method, path, authorization)
+            ):
                 self._in_head = False
                 # Thousands wait for their answers at a time: what nobody reads any more should not wait with them.
                 self.headers = []
@@ -133,19 +189,12 @@ class GateProtocol(ProblemProtocol):
             super().on_header(name, value)
         super().on_headers_complete()
 
-    def _is_plain(self, headers: dict[bytes, bytes], body_limit_bytes: int) -> bool:
-        """Tell whether nothing about a request needs more than to be read, and answered when it is."""
-        return (
-            # The answers of a connection leave in the order of its requests, and no faster than they are read.
-            not self.owes_an_answer
-            and not self.flow.write_paused
-            and b"expect" not in headers
-            and b"transfer-encoding" not in headers
-            and not self.parser.should_upgrade()
-            # An address with one of these is not yet a path.
-            and not (b"%" in self.url or b"?" in self.url or b"#" in self.url)
-            and announced_bytes(headers.get(b"content-length")) <= body_limit_bytes
-        )
+    @property
+    def _may_take_another(self) -> bool:
+        """Tell whether answers may leave at once: in the order of their requests, and no faster than they are read."""
+        cycle = self.cycle
+        # None before the first request.
+        return (cycle is None or cycle.response_complete) and not self.flow.write_paused  # pyright: ignore[reportUnnecessaryComparison]
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body, which is as long as was announced and no longer."""
@@ -157,6 +206,7 @@ class GateProtocol(ProblemProtocol):
 
     def on_message_complete(self) -> None:
         """Take the request to the desk."""
+        self._is_between_messages = True
         grab = self._grab
         if grab is None:
             super().on_message_complete()

@@ -15,7 +15,8 @@ from app.core.problems import IdempotencyMismatch, Problem, jittered_ms
 
 _NOT_FINAL_RETRY_MS: Final = 300
 # What most hear at an opening.
-_SOLD_OUT: Final = errors.SoldOut(extra={"final": True}, shared=True)
+SOLD_OUT_LETTER: Final = "G"
+SOLD_OUT: Final = errors.SoldOut(extra={"final": True}, shared=True)
 
 
 def refusal_of(release: Release, answer: ScriptAnswer) -> Problem:
@@ -25,7 +26,7 @@ def refusal_of(release: Release, answer: ScriptAnswer) -> Problem:
     """
     match answer.code:
         case "G":
-            return _SOLD_OUT
+            return SOLD_OUT
         case "F" | "U":
             not_yet = errors.Full if answer.code == "F" else errors.Undecided
             return not_yet(retry_after_ms=jittered_ms(_NOT_FINAL_RETRY_MS), extra={"final": False})

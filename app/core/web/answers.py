@@ -22,11 +22,8 @@ def request_id_of(scope: Scope) -> str:
 
 def problem_response(problem: Problem, scope: Scope) -> Response:
     """Return the answer to this request that tells the problem."""
-    answer = problem_answer(
-        problem,
-        accept_language=Headers(scope=scope).get("accept-language"),
-        request_id=request_id_of(scope),
-    )
+    asked = Headers(scope=scope).get("accept-language", "")
+    answer = problem_answer(problem, accept_language=asked.encode("latin-1"), request_id=request_id_of(scope))
     response = Response(answer.body_for(request_id_of(scope).encode("ascii")), answer.status)
     response.raw_headers.extend(answer.headers)
     return response

@@ -7,13 +7,13 @@ import json
 from collections.abc import Mapping
 from datetime import date, datetime
 from functools import lru_cache
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 import msgspec
 
 from app.core.clock import iso
 from app.core.field_codes import Language
-from app.core.problems import PROBLEM_MEDIA_TYPE, Problem, language_of
+from app.core.problems import KEPT_HEADER_BYTES_MAX, PROBLEM_MEDIA_TYPE, Problem, language_of
 from app.core.web.headers import RawHeaders
 
 _UNAUTHORIZED: Final = 401
@@ -25,14 +25,25 @@ _ID_SLOT: Final = "{request_id}"
 _encode: Final = msgspec.json.Encoder(enc_hook=str).encode
 
 
+class Framed(NamedTuple):
+    """An answer as a transport writes it, but for the id of the request, which is to join the pieces.
+
+    It fits under the same `more_headers` (the very object), and for an id of the same length.
+    """
+
+    more_headers: bytes
+    id_length: int
+    pieces: tuple[bytes, ...]
+
+
 class Answer:
     """An answer, as every transport can carry it. Header names are lower case; `Content-Length` is not among them.
 
     One that is told to many in the same words is made once, with a slot where it names the request; what a transport
-    has made of its head it may keep in `written_head`.
+    has made of its head it may keep in `written_head`, and what it writes around the id in `framed`.
     """
 
-    __slots__ = ("around_id", "body", "headers", "status", "written_head")
+    __slots__ = ("around_id", "body", "framed", "headers", "status", "written_head")
 
     def __init__(self, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:
         self.status = status
@@ -40,6 +51,7 @@ class Answer:
         self.body = body
         self.around_id: tuple[bytes, bytes] | None = None
         self.written_head: bytes | None = None
+        self.framed: Framed | None = None
 
     def body_for(self, request_id: bytes) -> bytes:
         """Return the body that this request gets."""
@@ -57,15 +69,33 @@ def _fixed(language: Language) -> tuple[tuple[bytes, bytes], ...]:
 _FIXED: Final[Mapping[Language, tuple[tuple[bytes, bytes], ...]]] = {"zh-CN": _fixed("zh-CN"), "en": _fixed("en")}
 
 
-def problem_answer(problem: Problem, *, accept_language: str | None, request_id: str) -> Answer:
-    """Return the answer that tells this problem, in the language asked for and without the headers of all answers."""
-    language = language_of(accept_language)
-    if problem.shared:
-        return _shared_answer(problem, language)
+def problem_answer(problem: Problem, *, accept_language: bytes | None, request_id: str) -> Answer:
+    """Return the answer that tells this problem, in the language asked for and without the headers of all answers.
+
+    `accept_language` is the header as it came.
+    """
+    if not problem.shared:
+        return _own_answer(problem, _language_in(accept_language), request_id)
+    # Phones send few different headers. A long one is no phone's, and is not kept.
+    if accept_language is None or len(accept_language) <= KEPT_HEADER_BYTES_MAX:
+        return _kept_answer(problem, accept_language)
+    return _shared_answer(problem, _language_in(accept_language))
+
+
+def _language_in(accept_language: bytes | None) -> Language:
+    return language_of((accept_language or b"").decode("latin-1"))
+
+
+def _own_answer(problem: Problem, language: Language, request_id: str) -> Answer:
     document = problem.document(language=language, request_id=request_id)
     for name in problem.extra:
         document[name] = _plain(document[name])
     return Answer(problem.status, _headers_of(problem, language), _written(document))
+
+
+@lru_cache(maxsize=64)
+def _kept_answer(problem: Problem, accept_language: bytes | None) -> Answer:
+    return _shared_answer(problem, _language_in(accept_language))
 
 
 @lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.core.problems import HeadTooLarge, MalformedHttp, Problem
-from app.core.web.documents import Answer, problem_answer
+from app.core.web.documents import Answer, Framed, problem_answer
 from app.core.web.headers import REQUEST_ID_NAME, request_id_for, with_standing_headers
 
 # Address and headers of one request. The parser itself has no bound for a header and would gather it in memory.
@@ -16,6 +16,8 @@ HEAD_LIMIT_BYTES: Final = 65_536
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
 _HEAD: Final = b"%b%b" + REQUEST_ID_NAME + b": %b\r\ncontent-length: %d\r\n\r\n"
+# Stands for the id of a request while a head is written. No header has such a sign.
+_ID_SLOT: Final = b"\0"
 _HEAD_ALONE: Final = b"%b%b" + REQUEST_ID_NAME + b": %b\r\n\r\n"
 
 
@@ -24,14 +26,32 @@ def written(answer: Answer, request_id: str, *, more_headers: bytes = b"", is_he
 
     `more_headers` are whole lines. To `HEAD` everything is told but the body (RFC 9110, section 9.3.2).
     """
-    head = answer.written_head
-    if head is None:
-        head = answer.written_head = _written_head(answer.status, answer.headers)
     id_ = request_id.encode("ascii")
+    if answer.around_id is not None and not is_head:
+        # What many are told, one after the other.
+        framed = answer.framed
+        if framed is None or framed.more_headers is not more_headers or framed.id_length != len(id_):
+            framed = answer.framed = _framed(answer, answer.around_id, more_headers, len(id_))
+        return id_.join(framed.pieces)
+    head = _head_of(answer)
     if answer.status in _NO_BODY_STATUSES:
         return _HEAD_ALONE % (head, more_headers, id_)
     body = answer.body_for(id_)
     return _HEAD % (head, more_headers, id_, len(body)) + (b"" if is_head else body)
+
+
+def _framed(answer: Answer, around_id: tuple[bytes, bytes], more_headers: bytes, id_length: int) -> Framed:
+    before, after = around_id
+    length = len(before) + id_length + len(after)
+    head, end_of_head = (_HEAD % (_head_of(answer), more_headers, _ID_SLOT, length)).split(_ID_SLOT)
+    return Framed(more_headers, id_length, (head, end_of_head + before, after))
+
+
+def _head_of(answer: Answer) -> bytes:
+    head = answer.written_head
+    if head is None:
+        head = answer.written_head = _written_head(answer.status, answer.headers)
+    return head
 
 
 @lru_cache(maxsize=64)
@@ -68,9 +88,7 @@ class ProblemProtocol(HttpToolsProtocol):
         """Read on, unless a head has grown too long by now."""
         if not self._reads_on:
             return
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
-            self.timeout_keep_alive_task = None
+        self.stop_idling()
         try:
             self.parser.feed_data(data)
         except HttpParserError:
@@ -85,6 +103,12 @@ class ProblemProtocol(HttpToolsProtocol):
             self._head_bytes += len(data) - len(before) - len(end)
             if self._head_bytes > HEAD_LIMIT_BYTES and not self.transport.is_closing():
                 self._refuse(HeadTooLarge())
+
+    def stop_idling(self) -> None:
+        """Call off that the connection ends for its idleness: something came."""
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
 
     def send_400_response(self, msg: str) -> None:
         """Answer what the parser could not read, and hang up."""

@@ -107,3 +107,18 @@ async def test_a_connection_is_freed_without_the_collector(sent: bytes, *, answe
             assert await over(protocols)
     finally:
         gc.enable()
+
+
+async def test_a_whole_claim_that_is_longer_than_the_gate_reads_is_not_taken() -> None:
+    desk = ScriptedDesk(answers=True)
+    async with serving(desk) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for length, status in ((desk.body_limit_bytes, b"409"), (desk.body_limit_bytes + 1, b"404")):
+            head = CLAIM.replace(b"Content-Length: 2", b"Content-Length: %d" % length)
+            writer.write(head + b"x" * length)
+            # The application behind the gate knows how to refuse it.
+            assert (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1] == status
+            if status == b"409":
+                await reader.readexactly(len(ANSWER.body))
+        writer.close()
+        await writer.wait_closed()
