@@ -192,9 +192,7 @@ class GateProtocol(ProblemProtocol):
     @property
     def _may_take_another(self) -> bool:
         """Tell whether answers may leave at once: in the order of their requests, and no faster than they are read."""
-        cycle = self.cycle
-        # None before the first request.
-        return (cycle is None or cycle.response_complete) and not self.flow.write_paused  # pyright: ignore[reportUnnecessaryComparison]
+        return not self.owes_an_answer and not self.flow.write_paused
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body, which is as long as was announced and no longer."""

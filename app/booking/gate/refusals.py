@@ -24,9 +24,9 @@ def refusal_of(release: Release, answer: ScriptAnswer) -> Problem:
 
     Raises `Contradiction` where what the script says cannot be.
     """
+    if answer.code == SOLD_OUT_LETTER:
+        return SOLD_OUT
     match answer.code:
-        case "G":
-            return SOLD_OUT
         case "F" | "U":
             not_yet = errors.Full if answer.code == "F" else errors.Undecided
             return not_yet(retry_after_ms=jittered_ms(_NOT_FINAL_RETRY_MS), extra={"final": False})

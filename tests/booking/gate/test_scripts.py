@@ -437,3 +437,11 @@ def test_the_scripts_do_what_the_reference_says(settings: Settings) -> None:
 def test_parsing_an_answer_gives_each_claim_its_own() -> None:
     reply = b"O" + struct.pack("<Q", 7) + b"G" + struct.pack("<H", 0) + b"T" + struct.pack("<H", 2) + b"ab"
     assert parse_answers(reply, 2) == [ScriptAnswer("G", b"", 7), ScriptAnswer("T", b"ab", 7)]
+
+
+def test_parsing_letters_alone_keeps_their_order() -> None:
+    reply = b"O" + struct.pack("<Q", 7) + b"".join(letter + struct.pack("<H", 0) for letter in (b"G", b"F", b"G"))
+    answers = parse_answers(reply, 3)
+    assert answers == [ScriptAnswer(letter, b"", 7) for letter in "GFG"]
+    # One answer for all who hear the same, by which whoever tells it knows that it is the same.
+    assert answers[0] is answers[2]

@@ -1,34 +1,21 @@
-import asyncio
-from collections.abc import Callable
-from typing import cast
+"""What the bench needs from elsewhere is asked for before anything is measured."""
+
+from pathlib import Path
 
 import pytest
 
-from loadtest.bench import install as module
 from loadtest.bench.install import install
 from loadtest.bench.machine import CannotBenchError
-from loadtest.bench.peers import CannotRunPeerError, Peer
-
-
-class _Lacking:
-    def __init__(self, missing: str) -> None:
-        self._missing = missing
-
-    def install(self, progress: Callable[[str], None]) -> None:
-        progress("Installing")
-        raise CannotRunPeerError(self._missing)
+from loadtest.bench.peers.bare import BARE
+from loadtest.bench.peers.fastify import FASTIFY
 
 
 @pytest.mark.anyio
-async def test_all_that_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def no_wrk(_say: Callable[[str], None]) -> str:
-        await asyncio.sleep(0)
-        raise CannotBenchError("wrk is missing.")
-
-    monkeypatch.setattr(module, "require_wrk", no_wrk)
-    said: list[str] = []
-    lacking = [cast("Peer", _Lacking(f"{name} was not found.")) for name in ("npm", "psql")]
+async def test_all_that_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # A machine without any program: neither wrk, nor apt-get to install it, nor Node.
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CannotBenchError) as caught:
-        await install(lacking, said.append)
-    assert str(caught.value).splitlines() == ["wrk is missing.", "npm was not found.", "psql was not found."]
-    assert said == ["Installing"] * 2
+        await install([BARE, FASTIFY], lambda _sentence: None)
+    wrk, node = str(caught.value).splitlines()
+    assert wrk.startswith("The load generator wrk is missing")
+    assert node.startswith("Node.js was not found")
