@@ -35,8 +35,8 @@ from app.core.embedded import Engines, start_engines
 from app.core.redis import connect_redis
 from app.core.settings import ENVIRONMENT_PREFIX, Settings
 from app.main import create_api, with_gate_in_front
+from app.wechat.fake.demo import DEMO_APP_ID, DEMO_APP_SECRET
 from app.wechat.fake.process import FakeWeChatProcess
-from app.wechat.fake.server import DEMO_APP_ID, DEMO_APP_SECRET
 
 ROOT: Final = Path(__file__).parent.parent
 TEMPLATE: Final = "clocktower_template"

@@ -43,6 +43,7 @@ Seed = Annotated[
     int | None, typer.Option(min=0, help="The crowd's seed: the same crowd again. Without it, another each time.")
 ]
 AnnounceFd = Annotated[int | None, typer.Option(hidden=True)]
+BeginFd = Annotated[int | None, typer.Option(hidden=True)]
 Lifeline = Annotated[bool, typer.Option("--lifeline", hidden=True)]
 
 
@@ -99,6 +100,7 @@ def worker(
         float, typer.Option(min=0, max=3_600, help="Seconds to wait at the start for servers that do not answer.")
     ] = 60.0,
     announce_fd: AnnounceFd = None,
+    begin_fd: BeginFd = None,
     lifeline: Lifeline = False,
 ) -> None:
     """Run a background worker; `clocktower serve` runs one by itself.
@@ -106,13 +108,15 @@ def worker(
     Exit status 2 when a server was not reached at the start. One that goes away later is waited for.
     """
     from app.cli.background import work
-    from app.cli.lifeline import end_with_parent
+    from app.cli.lifeline import end_with_parent, wait_for_word
     from app.core.logs import configure_logs
 
     if lifeline:
         end_with_parent()
     settings = surroundings.enter(data_dir)
     configure_logs(settings)
+    if begin_fd is not None:
+        wait_for_word(begin_fd)
     uvloop.run(work(settings, wait_seconds=wait_seconds, announce_fd=announce_fd))
 
 

@@ -1,4 +1,4 @@
-"""A pipe between a process and the one that started it: when either end is closed by death, the other end knows."""
+"""Pipes between a process and the one that started it: closed on purpose or by death, the other end knows."""
 
 import os
 import sys
@@ -22,3 +22,9 @@ def end_with_parent(ending: Callable[[], None] | None = None) -> None:
         ending()
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def wait_for_word(begin_fd: int) -> None:
+    """Return once whoever started this process closes its end of `begin_fd`: from then on it may touch the engines."""
+    os.read(begin_fd, 1)
+    os.close(begin_fd)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import Final, Self
 
 from app.cli.refusal import Refusal, say
 
@@ -49,29 +49,44 @@ class Child:
         self._inherited_fd = inherited_fd
         self._process: subprocess.Popen[bytes] | None = None
         self._announcement_fd: int | None = None
+        self._begin_fd: int | None = None
         self._start_after = 0.0
         self._started_at = 0.0
         self._early_ends = 0
 
-    def start(self) -> None:
-        """Start it, without waiting."""
+    def start(self, *, held: bool = False) -> None:
+        """Start it, without waiting. One that is `held` gets `--begin-fd N`, too, and waits there for `begin`."""
         read_fd, write_fd = os.pipe()
-        inherited = [write_fd] if self._inherited_fd is None else [write_fd, self._inherited_fd]
+        arguments = [f"--announce-fd={write_fd}"]
+        theirs = [write_fd]
+        if held:
+            wait_fd, self._begin_fd = os.pipe()
+            arguments.append(f"--begin-fd={wait_fd}")
+            theirs.append(wait_fd)
+        inherited = theirs if self._inherited_fd is None else [*theirs, self._inherited_fd]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and modules
-                [sys.executable, "-m", *self.module, f"--announce-fd={write_fd}"],
+                [sys.executable, "-m", *self.module, *arguments],
                 stdin=subprocess.PIPE,
                 pass_fds=inherited,
                 start_new_session=True,
             )
         except BaseException:
             os.close(read_fd)
+            self.begin()
             raise
         finally:
-            os.close(write_fd)
+            for descriptor in theirs:
+                os.close(descriptor)
         self.is_ready = False
         self._started_at = time.monotonic()
         self._announcement_fd = read_fd
+
+    def begin(self) -> None:
+        """Let go of one that is held."""
+        if self._begin_fd is not None:
+            os.close(self._begin_fd)
+            self._begin_fd = None
 
     @property
     def announcement_fd(self) -> int | None:
@@ -124,6 +139,7 @@ class Child:
         if self._announcement_fd is not None:
             os.close(self._announcement_fd)
             self._announcement_fd = None
+        self.begin()
 
     def end(self) -> None:
         """See it dead, killing what is left of it."""
@@ -134,7 +150,10 @@ class Child:
 
 
 class Household:
-    """The children of one server, and the signals that end it. A context manager: nobody is left alive at its end."""
+    """The children of one server, and the signals that end it. A context manager: nobody is left alive at its end.
+
+    Before `listening`, and after it, a signal does what it did before: nobody is looked after yet.
+    """
 
     def __init__(self) -> None:
         self.children: list[Child] = []
@@ -142,6 +161,15 @@ class Household:
         self._wake_fd, self._signal_fd = os.pipe()
         for descriptor in (self._wake_fd, self._signal_fd):
             os.set_blocking(descriptor, False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self.children:
+            child.end()
+        os.close(self._wake_fd)
+        os.close(self._signal_fd)
 
     @contextmanager
     def listening(self) -> Generator[None]:
@@ -161,22 +189,25 @@ class Household:
             signal.set_wakeup_fd(woken_before)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            os.close(self._wake_fd)
-            os.close(self._signal_fd)
 
     def stop(self) -> None:
         """Ask for the end from another thread."""
         self.stops_asked += 1
         os.write(self._signal_fd, b"\0")
 
-    def start(self, children: Sequence[Child]) -> bool:
-        """Start children and return True once all are ready, False when a stop was asked for meanwhile.
+    def launch(self, children: Sequence[Child], *, held: bool = False) -> None:
+        """Start children, without waiting. Those that are `held` load what they need, and begin when they are let."""
+        for child in children:
+            self.children.append(child)
+            child.start(held=held)
+
+    def await_ready(self, children: Sequence[Child]) -> bool:
+        """Let children begin and return True once all are ready, False when a stop was asked for meanwhile.
 
         Raises `Refusal` when one ends before, or none of it happens in a minute.
         """
         for child in children:
-            self.children.append(child)
-            child.start()
+            child.begin()
         deadline = time.monotonic() + START_SECONDS_MAX
         while not all(child.is_ready for child in children):
             if self.stops_asked:

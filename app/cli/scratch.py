@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.cli import surroundings
 from app.core.embedded import start_engines
-from app.wechat.fake.server import DEMO_APP_ID, DEMO_APP_SECRET
+from app.wechat.fake.demo import DEMO_APP_ID, DEMO_APP_SECRET
 
 
 @contextmanager

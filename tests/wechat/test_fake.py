@@ -8,7 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.wechat.fake.server import DEMO_APP_ID, DEMO_APP_SECRET, OVERLAP_SECONDS, TOKEN_SECONDS, FakeWeChat
+from app.wechat.fake.demo import DEMO_APP_ID, DEMO_APP_SECRET
+from app.wechat.fake.server import OVERLAP_SECONDS, TOKEN_SECONDS, FakeWeChat
 from tests.wechat.conftest import served
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ import httpx2
 import psutil
 import pytest
 
+from app.wechat.fake.demo import DEMO_APP_ID, DEMO_APP_SECRET
 from app.wechat.fake.process import FakeWeChatNotStartedError, FakeWeChatProcess
-from app.wechat.fake.server import DEMO_APP_ID, DEMO_APP_SECRET
 
 END_TIMEOUT_SECONDS = 15
 STARTER = """

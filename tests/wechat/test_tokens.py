@@ -14,7 +14,8 @@ from starlette.responses import Response
 from app.core.problems import Problem
 from app.wechat.client import WeChatClient, WeChatLimits
 from app.wechat.errors import WeChatFailure, WeChatMisconfigured, WeChatTimeout
-from app.wechat.fake.server import DEMO_APP_ID, OVERLAP_SECONDS, TOKEN_SECONDS, FakeWeChat
+from app.wechat.fake.demo import DEMO_APP_ID
+from app.wechat.fake.server import OVERLAP_SECONDS, TOKEN_SECONDS, FakeWeChat
 from app.wechat.tokens import FORCED_PER_DAY, FetchedToken, TokenStore
 from tests.wechat.conftest import MakeClient, redis_connected
 

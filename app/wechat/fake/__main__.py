@@ -8,7 +8,8 @@ import sys
 
 import uvicorn
 
-from app.wechat.fake.server import DEMO_APP_ID, DEMO_APP_SECRET, FakeWeChat
+from app.wechat.fake.demo import DEMO_APP_ID, DEMO_APP_SECRET
+from app.wechat.fake.server import FakeWeChat
 
 BACKLOG = 2048
 

@@ -17,8 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-DEMO_APP_ID: Final = "wx00000000000fake"
-DEMO_APP_SECRET: Final = "fake-secret-of-the-demonstration"  # noqa: S105 - opens nothing but this fake
+from app.wechat.fake.demo import DEMO_APP_ID, DEMO_APP_SECRET
 
 TOKEN_SECONDS: Final = 7_200
 OVERLAP_SECONDS: Final = 300

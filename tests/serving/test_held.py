@@ -1,0 +1,60 @@
+"""Children load while the engines are still being made ready, and ask them nothing before they are let."""
+
+import select
+import socket
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from app.cli import surroundings
+from app.cli.processes import Child, Household
+
+LOAD_SECONDS_MAX = 60.0
+# Beside one that was not held, so that slow machines give both as long as they need.
+MORE_SECONDS = 1.0
+
+
+@pytest.fixture
+def household() -> Generator[Household]:
+    with Household() as household:
+        yield household
+
+
+def redis_at(path: Path, stack: ExitStack) -> socket.socket:
+    """Listen as a Redis that says nothing."""
+    listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+    listener.bind(str(path))
+    listener.listen()
+    return listener
+
+
+def is_asked(redis: socket.socket, seconds: float) -> bool:
+    return bool(select.select([redis], [], [], seconds)[0])
+
+
+@pytest.mark.parametrize("module", [["app.cli.web"], ["app.cli", "worker", "--lifeline"]], ids=["web", "background"])
+def test_a_held_child_asks_no_engine_before_it_is_let(
+    module: Sequence[str], household: Household, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+        door = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        arguments = [f"--listen-fd={door.fileno()}"] if module == ["app.cli.web"] else []
+        for name, key in zip(surroundings.SECRETS, "abc", strict=True):
+            monkeypatch.setenv(name, key * 43)
+        for name, value in zip(surroundings.WECHAT, ("http://127.0.0.1:9", "app", "secret"), strict=True):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv(surroundings.DATABASE_URL, "postgresql://127.0.0.1:9/nothing")
+        asked: dict[bool, socket.socket] = {}
+        children: dict[bool, Child] = {}
+        for held in (True, False):
+            path = tmp_path / f"redis-{held}"
+            asked[held] = redis_at(path, stack)
+            monkeypatch.setenv(surroundings.REDIS_URL, f"unix://{path}")
+            children[held] = Child("child", [*module, *arguments], stop_seconds=5, inherited_fd=door.fileno())
+            household.launch([children[held]], held=held)
+        assert is_asked(asked[False], LOAD_SECONDS_MAX)
+        assert not is_asked(asked[True], MORE_SECONDS)
+        children[True].begin()
+        assert is_asked(asked[True], LOAD_SECONDS_MAX)
