@@ -67,6 +67,8 @@ async def _rehearse(parents: int, *, seed: int) -> _Verdict:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "app.cli", "rehearse", "--embedded"),
             *("--parents", str(parents), "--seed", str(seed), "--json", str(report)),
+            # The opening comes when everybody has a pass and a line, and no later.
+            *("--seconds-before", "0"),
             env=_clean_environment(),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
