@@ -93,6 +93,11 @@ def kept_waiting_seconds(pids: Iterable[int]) -> float:
     return sum(waiting_ns for _, waiting_ns in _schedules(pids)) / 1e9
 
 
+def stolen_seconds() -> float:
+    """Return for how long the cores of this machine could have run, and its host let somebody else run ("steal")."""
+    return sum(getattr(times, "steal", 0.0) for times in psutil.cpu_times(percpu=True))
+
+
 def _schedules(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
     """Yield how long each thread of these processes has run and has waited for its core, in ns."""
     for pid in pids:
