@@ -118,6 +118,22 @@ async def test_a_claim_that_came_by_itself_is_answered_after_those_before_it(
     assert [(one.status, one.headers["x-request-id"]) for one in heard] == [(201, "the-first"), (400, "the-second")]
 
 
+async def test_polls_are_answered_alike_however_they_are_written(line: Line, made: MadeRelease) -> None:
+    poll = _poll(made)
+    first = await line.ask(message("GET", poll))
+    capitals = poll.replace(str(made.release_id), str(made.release_id).upper())
+    for sent in (message("GET", poll), message("GET", capitals), message("GET", poll, b"{}")):
+        heard = await line.ask(sent)
+        assert (heard.status, heard.headers["etag"]) == (200, first.headers["etag"])
+        assert heard.said["pools"] == first.said["pools"]
+    # Its page is the API's.
+    assert (await line.ask(message("GET", f"/v1/releases/{made.release_id}"))).said["id"] == str(made.release_id)
+    for other in (poll + "/more", poll + "s", poll.replace("-", "/", 1)):
+        assert (await line.ask(message("GET", other))).status == 404
+    unchanged = message("GET", poll, headers={"if-none-match": first.headers["etag"]})
+    assert (await line.ask(unchanged)).status == 304
+
+
 async def test_many_requests_in_one_piece_are_not_one_head_that_is_too_long(line: Line, phone: Phone) -> None:
     poll = message("GET", _poll(phone.made), headers={"x-more": "a" * 5_000})
     together = poll * 40

@@ -111,7 +111,8 @@ class Desk:
         # Counted apart: who asks what became of a claim takes nothing from the claims.
         self._claims = AccountLimit("claims", gate.settings.claim_rate_per_second)
         self._questions = AccountLimit("questions", gate.settings.claim_rate_per_second)
-        self._polls: dict[UUID, _Poll] = {}
+        # By the release's id as everybody writes it.
+        self._polls: dict[str, _Poll] = {}
         self._asking: dict[UUID, asyncio.Task[_Poll]] = {}
         # The claims of this tick.
         self._handed_in: list[tuple[Request, Reply]] = []
@@ -227,10 +228,14 @@ class Desk:
     def _availability(self, request: Request, reply: Reply) -> None:
         if request.method not in {"GET", "HEAD"}:
             raise MethodNotAllowed(headers={"Allow": "GET, HEAD"})
-        release_id = _id_in_path(request.path[len(RELEASE_PATH) : -len(AVAILABILITY_SUFFIX)], "release_id")
-        poll = self._polls.get(release_id)
+        text = request.path[len(RELEASE_PATH) : -len(AVAILABILITY_SUFFIX)]
+        poll = self._polls.get(text)
+        if poll is None:
+            # Not asked for yet, or written in another way.
+            text = str(_id_in_path(text, "release_id"))
+            poll = self._polls.get(text)
         if poll is None or poll.until_ms <= self._gate.clock.now_ms():
-            self._later(self._availability_later(release_id, request), request, reply)
+            self._later(self._availability_later(UUID(text), request), request, reply)
         else:
             reply(poll.answer(request))
 
@@ -249,7 +254,7 @@ class Desk:
     async def _ask(self, release_id: UUID) -> _Poll:
         seen = await self._gate.availability(release_id)
         until_ms = self._gate.clock.now_ms() + self._gate.settings.availability_age_ms
-        poll = self._polls[release_id] = _poll_of(seen, until_ms)
+        poll = self._polls[str(release_id)] = _poll_of(seen, until_ms)
         return poll
 
 

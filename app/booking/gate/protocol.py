@@ -2,9 +2,9 @@
 
 An ASGI call costs more than everything that the gate does for a "no": a scope, a task, two events, a coroutine. So a
 request of the gate that is plain (see `_is_plain`) is read here, taken to the desk, and written back from wherever
-the answer is known. A claim that came in one piece is read at once (see `whole`), everything else as it comes. Every
-other request goes the way of ASGI, where `asgi.GateInFront` carries the gate as well, and all are held to the same
-contract.
+the answer is known. A claim or a poll that came in one piece is read at once (see `whole`), everything else as it
+comes. Every other request goes the way of ASGI, where `asgi.GateInFront` carries the gate as well, and all are held to
+the same contract.
 
 To uvicorn a `_Grab` stands for the cycle of a request: shutdown, and requests that were sent ahead of the answer to
 this one, are its business as ever.
@@ -27,6 +27,10 @@ _RELEASE_PATH: Final = RELEASE_PATH.encode()
 _AVAILABILITY_SUFFIX: Final = AVAILABILITY_SUFFIX.encode()
 _CLOSE: Final = b"connection: close\r\n"
 _PUT_CLAIM: Final = b"PUT " + _CLAIM_PATH
+_GET_RELEASE: Final = b"GET " + _RELEASE_PATH
+# How a poll goes on behind the id of its release, and where.
+_END_OF_POLL: Final = _AVAILABILITY_SUFFIX + b" "
+_AFTER_ID: Final = len(_GET_RELEASE) + len("0190aaaa-0000-7000-8000-000000000000")
 
 _whole_reader = WholeReader()
 
@@ -65,13 +69,12 @@ class _Grab(Request):
         self.response_complete = False
 
     @classmethod
-    def of_claim(cls, protocol: "GateProtocol", path: str, body: bytes, wanted: Wanted) -> Self:
-        """Make what the constructor makes of a claim that came whole."""
+    def of_whole(cls, protocol: "GateProtocol", method: str, path: str, body: bytes, wanted: Wanted) -> Self:
+        """Make what the constructor makes of a request that came whole."""
         self = cls.__new__(cls)
-        self.method, self.path, self.body = "PUT", path, body
-        _, authorization, self.content_type, self.accept_language, request_id = wanted
+        self.method, self.path, self.body = method, path, body
+        _, authorization, self.content_type, self.accept_language, self.if_none_match, request_id = wanted
         self.authorization = authorization or b""
-        self.if_none_match = None
         self.request_id = request_id_for(request_id)
         self.protocol = protocol
         self.keep_alive = True
@@ -108,11 +111,18 @@ class GateProtocol(ProblemProtocol):
     _is_between_messages = True
 
     def data_received(self, data: bytes) -> None:
-        """Take a claim that came in one piece at once; read everything else as it comes."""
-        if not (data.startswith(_PUT_CLAIM) and self._is_between_messages and self._take_whole(data)):
+        """Take a claim or a poll that came in one piece at once; read everything else as it comes."""
+        if data.startswith(_PUT_CLAIM):
+            method = "PUT"
+        elif data.startswith(_GET_RELEASE) and data.startswith(_END_OF_POLL, _AFTER_ID):
+            method = "GET"
+        else:
+            super().data_received(data)
+            return
+        if not (self._is_between_messages and self._take_whole(method, data)):
             super().data_received(data)
 
-    def _take_whole(self, data: bytes) -> bool:
+    def _take_whole(self, method: str, data: bytes) -> bool:
         desk: Desk | None = self.app_state.get(DESK_STATE)
         if desk is None or not self._may_take_another or (whole := _whole_reader.read(data)) is None:
             return False
@@ -121,7 +131,7 @@ class GateProtocol(ProblemProtocol):
             return False
         self.stop_idling()
         self._is_idle = False
-        grab = _Grab.of_claim(self, url.decode("latin-1"), body, wanted)
+        grab = _Grab.of_whole(self, method, url.decode("latin-1"), body, wanted)
         self.cycle = grab  # pyright: ignore[reportAttributeAccessIssue] - stands for one
         desk.take(grab, grab.reply)
         return True

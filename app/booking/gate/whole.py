@@ -1,4 +1,4 @@
-"""Reads a request that came in one piece, and nothing else with it, as nearly every claim does.
+"""Reads a request that came in one piece, and nothing else with it, as nearly every claim and every poll does.
 
 The parser is uvicorn's, and as strict; but what it calls while it reads is C, too: lists that take the pieces, a dict
 that takes the headers. It serves all connections of a worker, one after the other, since between two requests it
@@ -19,16 +19,23 @@ from app.core.web.headers import REQUEST_ID_NAME
 # A claim of one child has some 800 bytes, one of ten children with a pass for every pool some 4 KiB.
 _BYTES_MAX: Final = 8_192
 _END_OF_HEAD: Final = b"\r\n\r\n"
-_WANTED: Final = (b"connection", b"authorization", b"content-type", b"accept-language", REQUEST_ID_NAME)
+_WANTED: Final = (
+    b"connection",
+    b"authorization",
+    b"content-type",
+    b"accept-language",
+    b"if-none-match",
+    REQUEST_ID_NAME,
+)
 # The value of each, or None.
-Wanted = tuple[bytes | None, bytes | None, bytes | None, bytes | None, bytes | None]
+Wanted = tuple[bytes | None, bytes | None, bytes | None, bytes | None, bytes | None, bytes | None]
 _ASKING_FOR_MORE: Final = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
 # With one of these an address is not yet a path.
 _NO_PATH: Final = b"%?#"
 
 
 class WholeReader:
-    """Reads whole requests that have a body."""
+    """Reads whole requests, with a body or without."""
 
     def __init__(self) -> None:
         self._urls: list[bytes] = []
@@ -56,10 +63,10 @@ class WholeReader:
             self._parser = None
             return None
         urls, headers, bodies, awaited = self._urls, self._headers, self._bodies, self._awaited
-        if awaited or len(urls) != 1 or len(bodies) != 1:
+        if awaited or len(urls) != 1 or len(bodies) > 1:
             self._parser = None
             return None
-        url, body = urls.pop(), bodies.pop()
+        url, body = urls.pop(), bodies.pop() if bodies else b""
         # Even the first letter of another request would stay in the parser, and be read before somebody else's.
         is_alone = data.find(_END_OF_HEAD) + len(_END_OF_HEAD) + len(body) == length
         wanted_of = _wanted_among(tuple(headers))

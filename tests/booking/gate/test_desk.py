@@ -1,4 +1,4 @@
-"""Whatever goes wrong at the desk is an answer."""
+"""Whatever goes wrong at the desk is an answer, and many may be told the same."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ from typing import NoReturn
 import asyncpg
 import pytest
 
-from app.booking.gate.desk import Desk
+from app.booking.gate.desk import Desk, Request
 from app.booking.gate.passes import Pass, PassSigner
 from app.core.clock import Clock
 from tests.booking.gate.builders import Phone, Worker, changed, make_release, read
@@ -74,6 +74,23 @@ async def test_a_path_that_is_nearly_ours_is_not_taken_for_it(
     method = "PUT" if "claims" in path else "GET"
     answer = await worker.desk.answer(changed(request, method=method, path=path.format(id=made.release_id)))
     assert answer.status == status
+
+
+async def test_all_who_poll_within_a_moment_share_one_answer_however_they_write_the_release(
+    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker
+) -> None:
+    made = await make_release(db)
+    worker = await open_worker()
+    now_ms = Clock().now_ms()
+    # The moment does not pass meanwhile.
+    worker.gate.clock.now_ms = lambda: now_ms
+    asked = [
+        await worker.desk.answer(Request("GET", f"/v1/releases/{text}/availability", {}))
+        for text in (str(made.release_id), str(made.release_id).upper(), str(made.release_id))
+    ]
+    assert asked[0].status == 200
+    assert asked[1] is asked[0]
+    assert asked[2] is asked[0]
 
 
 async def test_an_answer_that_cannot_be_written_is_told_as_a_defect(

@@ -27,7 +27,9 @@ def request(
     return b"\r\n".join(headers) + b"\r\n\r\n" + body
 
 
-PLAIN = (PATH, BODY, (None, b"Pass abc", b"application/json", None, None))
+PLAIN = (PATH, BODY, (None, b"Pass abc", b"application/json", None, None, None))
+POLL_PATH = b"/v1/releases/0190aaaa-0000-7000-8000-000000000000/availability"
+POLL = b"GET " + POLL_PATH + b' HTTP/1.1\r\nHost: clocktower.test\r\nIf-None-Match: "1-2-1"\r\n\r\n'
 
 
 def test_a_plain_request_is_read_with_the_headers_that_the_gate_reads() -> None:
@@ -37,11 +39,20 @@ def test_a_plain_request_is_read_with_the_headers_that_the_gate_reads() -> None:
     assert reader.read(asked) == (
         PATH,
         BODY,
-        (b"Keep-Alive", b"Pass abc", b"application/json", b"en", b"phone-0001"),
+        (b"Keep-Alive", b"Pass abc", b"application/json", b"en", None, b"phone-0001"),
     )
     # Of a header that comes twice the first counts, as everywhere.
     assert reader.read(request(b"Authorization: Pass def")) == PLAIN
     assert reader.read(request()) == PLAIN
+
+
+def test_a_poll_has_no_body_and_claims_and_polls_take_turns() -> None:
+    reader = WholeReader()
+    polled = POLL_PATH, b"", (None, None, None, None, b'"1-2-1"', None)
+    for _ in range(2):
+        assert reader.read(POLL) == polled
+        assert reader.read(request()) == PLAIN
+    assert reader.read(request(body=b"", length=0)) == (PATH, b"", PLAIN[2])
 
 
 @pytest.mark.parametrize(
@@ -55,7 +66,10 @@ def test_a_plain_request_is_read_with_the_headers_that_the_gate_reads() -> None:
         pytest.param(request() + request(), id="two requests"),
         # The end of the head may also stand in the body, where more than the body follows.
         pytest.param(request(body=b"\r\n\r\n" + BODY) + b"PUT ", id="an end of a head in the body"),
-        pytest.param(request(body=b"", length=0), id="no body"),
+        pytest.param(POLL + b"G", id="a letter behind a poll"),
+        pytest.param(POLL + POLL, id="two polls"),
+        pytest.param(POLL[:-1], id="a poll of which a byte is missing"),
+        pytest.param(POLL[:-2] + b"Content-Length: 5\r\n\r\n", id="a poll whose body is to come"),
         pytest.param(request(line=b"PUT " + PATH + b" HTTP/1.0"), id="HTTP/1.0"),
         pytest.param(request(b"Connection: close"), id="the last of its connection"),
         pytest.param(request(b"Connection: Upgrade", b"Upgrade: websocket"), id="an upgrade"),
@@ -81,4 +95,4 @@ def test_what_is_not_plain_is_left_to_others_and_nothing_of_it_stays(data: bytes
     assert reader.read(data) is None
     assert reader.read(request()) == PLAIN
     assert reader.read(data) is None
-    assert reader.read(request(b"X-Request-Id: phone-0001")) == (PATH, BODY, (*PLAIN[2][:4], b"phone-0001"))
+    assert reader.read(request(b"X-Request-Id: phone-0001")) == (PATH, BODY, (*PLAIN[2][:5], b"phone-0001"))
