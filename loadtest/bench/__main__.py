@@ -139,7 +139,7 @@ application = typer.Typer(add_completion=False)
 def main(
     *,
     quick: Annotated[
-        bool, typer.Option(help="Fewer and shorter rounds: some three minutes, and less certain.")
+        bool, typer.Option(help="Fewer and shorter rounds: three to four minutes, and less certain.")
     ] = False,
     only: Annotated[str, typer.Option(help=f"Only these parts, with commas between: {', '.join(PARTS)}.")] = "",
     json: Annotated[Path, typer.Option(help="Where the figures go.")] = REPORT,
