@@ -13,7 +13,8 @@ from app.booking.gate.ledger import Verdict, Winner
 from app.booking.gate.reading import read_claim
 from app.core.clock import Clock
 from app.core.db import transaction
-from tests.booking.gate.builders import Phone, Worker
+from tests.booking.gate.builders import Phone, Said, Worker
+from tests.booking.gate.waits import until
 
 
 async def admit(worker: Worker, request: Request) -> Winner:
@@ -53,3 +54,18 @@ async def give_back(engine: AsyncEngine, phone: Phone, claim_id: UUID) -> list[U
             notice=timedelta(hours=1),
         )
     return changed
+
+
+async def ask_until_decided(worker: Worker, phone: Phone, *ordinals: int, waitlist: bool = False) -> Said:
+    """Ask with one claim id for as long as the answer says to come again, as a phone does."""
+    request = phone.claim(*ordinals, waitlist=waitlist)
+    said = [await worker.ask(request)]
+
+    async def decided() -> bool:
+        if said[-1].word in {"rebuilding", "pending", "busy", "gate_unreachable"}:
+            said.append(await worker.ask(request))
+            return False
+        return True
+
+    await until(decided)
+    return said[-1]

@@ -1,32 +1,27 @@
 """Whatever happens to Redis: nobody is booked twice, nothing that was said is lost, and epochs only grow."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import cast
-from uuid import UUID
 
 import asyncpg
-import msgspec
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.booking.gate import rebuild
-from app.booking.gate.desk import Request
 from app.booking.gate.keys import EpochKeys, meta_key
 from app.booking.gate.link import ACTIVATE, Argument, Link, Links, Reply
 from app.booking.gate.passes import PassSigner
 from app.core.ids import new_id
 from app.core.settings import Settings
-from tests.booking.gate.agreement import assert_agrees, command, epoch_in_force, seen_in_redis
+from tests.booking.gate.agreement import assert_agrees, command, epoch_in_force
 from tests.booking.gate.builders import (
     MadeRelease,
     Phone,
-    Said,
     Worker,
     epoch_of,
     held,
@@ -34,6 +29,7 @@ from tests.booking.gate.builders import (
     words,
 )
 from tests.booking.gate.conftest import OpenWorker
+from tests.booking.gate.steps import ask_until_decided
 from tests.booking.gate.waits import until
 
 pytestmark = pytest.mark.anyio
@@ -44,21 +40,6 @@ _LOCK_ALONE = "SELECT pg_advisory_xact_lock(hashtextextended('release:' || $1::u
 
 async def _somebody_waits(db: "asyncpg.Connection[asyncpg.Record]") -> bool:
     return bool(await db.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
-
-
-async def _ask_until_decided(worker: Worker, phone: Phone, *ordinals: int, waitlist: bool = False) -> Said:
-    """Ask with one claim id for as long as the answer says to come again, as a phone does."""
-    request = phone.claim(*ordinals, waitlist=waitlist)
-    said = [await worker.ask(request)]
-
-    async def decided() -> bool:
-        if said[-1].word in {"rebuilding", "pending", "busy", "gate_unreachable"}:
-            said.append(await worker.ask(request))
-            return False
-        return True
-
-    await until(decided)
-    return said[-1]
 
 
 @pytest.mark.parametrize("flush", ["FLUSHALL", "SCRIPT FLUSH"])
@@ -118,7 +99,7 @@ async def test_a_promoted_replica_with_old_data_is_not_believed(
         # The copy is a claim behind.
         second = await before.ask(Phone.with_pass(signer, made).claim())
         after = await open_worker(redis_url=SecretStr(second_redis_url))
-        said = await _ask_until_decided(after, Phone.with_pass(signer, made))
+        said = await ask_until_decided(after, Phone.with_pass(signer, made))
         assert said.word == "sold_out"
         # In all that time the copy was never in force: epoch 1 there was judged by nobody.
         assert await epoch_in_force(replica, made) == 2
@@ -126,7 +107,7 @@ async def test_a_promoted_replica_with_old_data_is_not_believed(
     assert {first.word, second.word} == {"confirmed"}
     assert await held(db, made) == [(0, 1), (0, 2)]
     # The old server comes back with its own old state: a winner there is stale, and it is rebuilt too.
-    said = await _ask_until_decided(before, Phone.with_pass(signer, made))
+    said = await ask_until_decided(before, Phone.with_pass(signer, made))
     assert said.word == "sold_out"
 
 
@@ -148,7 +129,7 @@ async def test_a_promoted_replica_does_not_say_sold_out_of_a_place_that_was_give
         await db.execute("UPDATE claim SET state = 'cancelled', revision = 2 WHERE id = $1", said.body["claim"])
         await before.gate.sweep(made.release_id)
         after = await open_worker(redis_url=SecretStr(second_redis_url))
-        newcomer = await _ask_until_decided(after, Phone.with_pass(signer, made))
+        newcomer = await ask_until_decided(after, Phone.with_pass(signer, made))
         assert newcomer.word == "confirmed"
         await assert_agrees(db, replica, made)
 
@@ -172,7 +153,7 @@ async def test_claims_during_rebuilds_fill_every_place_once(
             epochs.append(await epoch_of(db, made))
 
     *answers, _ = await asyncio.gather(
-        *(_ask_until_decided(workers[n % 2], Phone.with_pass(signer, made), n % 2) for n in range(200)),
+        *(ask_until_decided(workers[n % 2], Phone.with_pass(signer, made), n % 2) for n in range(200)),
         rebuild(),
     )
     told = words(said for said in answers if said is not None)
@@ -210,112 +191,6 @@ async def test_activation_refuses_to_go_backwards(
     await assert_agrees(db, redis, made)
 
 
-async def test_counts_that_were_lost_are_a_contradiction_and_not_sold_out(
-    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
-) -> None:
-    made = await make_release(db)
-    await worker.ask(Phone.with_pass(signer, made).claim())
-    await command(redis, "DEL", EpochKeys(made.release_id, 1).pools)
-    said = await _ask_until_decided(worker, Phone.with_pass(signer, made))
-    assert said.word == "confirmed"
-    assert await epoch_of(db, made) == 2
-    await assert_agrees(db, redis, made)
-
-
-async def test_a_lost_free_map_is_a_contradiction_and_not_sold_out(
-    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
-) -> None:
-    made = await make_release(db)
-    await worker.ask(Phone.with_pass(signer, made).claim())
-    await command(redis, "DEL", EpochKeys(made.release_id, 1).free_map(0))
-    said = await _ask_until_decided(worker, Phone.with_pass(signer, made))
-    assert said.word == "confirmed"
-    assert await epoch_of(db, made) == 2
-    await assert_agrees(db, redis, made)
-
-
-async def _pending_again(worker: Worker, signer: PassSigner, redis: Redis, made: MadeRelease) -> UUID:
-    """Book a place, and have Redis take the claim for pending although its pool counts no such claim."""
-    claim_id = new_id()
-    await worker.ask(Phone.with_pass(signer, made).claim(claim_id=claim_id))
-    keys = EpochKeys(made.release_id, 1)
-
-    async def confirmed() -> bool:
-        return await command(redis, "ZCARD", keys.pending) == 0
-
-    await until(confirmed)
-    await command(redis, "ZADD", keys.pending, 1, claim_id.bytes)
-    return claim_id
-
-
-async def test_a_pending_claim_in_a_pool_that_counts_none_is_a_contradiction(
-    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
-) -> None:
-    made = await make_release(db)
-    claim_id = await _pending_again(worker, signer, redis, made)
-    # Rides on the call that the next claim gets.
-    worker.gate.entered[made.release_id.bytes].admission.confirm(claim_id.bytes)
-    said = await _ask_until_decided(worker, Phone.with_pass(signer, made))
-    assert said.word == "confirmed"
-    assert await epoch_of(db, made) == 2
-    await assert_agrees(db, redis, made)
-
-
-@pytest.mark.parametrize("way", ["a call of its own", "the sweep"])
-async def test_a_contradiction_with_which_nobody_waits_leads_to_a_rebuild_too(
-    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis, way: str
-) -> None:
-    made = await make_release(db)
-    claim_id = await _pending_again(worker, signer, redis, made)
-    if way == "the sweep":
-        await worker.gate.sweep(made.release_id)
-    else:
-        worker.gate.entered[made.release_id.bytes].admission.confirm(claim_id.bytes)
-
-    async def condemned() -> bool:
-        return made.release_id.bytes not in worker.gate.entered
-
-    await until(condemned)
-    said = await _ask_until_decided(worker, Phone.with_pass(signer, made))
-    assert said.word == "confirmed"
-    assert await epoch_of(db, made) == 2
-    await assert_agrees(db, redis, made)
-
-
-async def test_no_newcomer_passes_a_waiter_even_where_a_place_is_free(
-    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
-) -> None:
-    made = await make_release(db, capacities=(2,), waitlist_limit=3)
-    for _ in range(3):
-        await worker.ask(Phone.with_pass(signer, made).claim(waitlist=True))
-    keys = EpochKeys(made.release_id, 1)
-    # No path of ours frees a place while somebody waits; should one ever, the script still knows the order.
-    await db.execute("UPDATE booking SET status = 'cancelled' WHERE pool_id = $1 AND place_no = 1", made.pools[0])
-    seen = await seen_in_redis(redis, made)
-    counts = msgspec.structs.replace(seen.counts[0], free=1, hint_byte=0)
-    await command(redis, "HSET", keys.pools, 0, counts.pack())
-    await command(redis, "SETBIT", keys.free_map(0), 1, 1)
-    said = await worker.ask(Phone.with_pass(signer, made).claim())
-    assert said.word in {"full", "sold_out"}
-    poll = await worker.desk.answer(Request("GET", f"/v1/releases/{made.release_id}/availability", {}, b""))
-    assert [(pool["left"], pool["state"]) for pool in json.loads(poll.body)["pools"]] == [(1, "full")]
-    assert (await worker.ask(Phone.with_pass(signer, made).claim(waitlist=True))).word == "waitlisted"
-
-
-async def test_a_redis_that_gives_a_place_away_twice_is_found_out_and_rebuilt(
-    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
-) -> None:
-    made = await make_release(db, capacities=(3,))
-    first = await worker.ask(Phone.with_pass(signer, made).claim())
-    # A lying bit: the place that was just given is free again.
-    await command(redis, "SETBIT", EpochKeys(made.release_id, 1).free_map(0), first.place[1], 1)
-    second = await _ask_until_decided(worker, Phone.with_pass(signer, made))
-    assert second.word == "confirmed"
-    assert second.place != first.place
-    assert await epoch_of(db, made) == 2
-    await assert_agrees(db, redis, made)
-
-
 async def test_a_rebuild_that_died_before_its_state_came_into_force_is_done_again(
     db: "asyncpg.Connection[asyncpg.Record]",
     database_url: str,
@@ -329,7 +204,7 @@ async def test_a_rebuild_that_died_before_its_state_came_into_force_is_done_agai
     try:
         async with dying.transaction():
             await dying.execute(_LOCK_ALONE, made.release_id)
-            asking = asyncio.create_task(_ask_until_decided(worker, Phone.with_pass(signer, made)))
+            asking = asyncio.create_task(ask_until_decided(worker, Phone.with_pass(signer, made)))
 
             async def between() -> bool:
                 return bool(await command(redis, "ZCARD", EpochKeys(made.release_id, 1).pending))
@@ -397,7 +272,7 @@ async def test_two_workers_that_find_redis_empty_rebuild_once(
     made = await make_release(db, capacities=(20,))
     workers = [await open_worker() for _ in range(3)]
     answers = await asyncio.gather(
-        *(_ask_until_decided(workers[n % 3], Phone.with_pass(signer, made)) for n in range(20))
+        *(ask_until_decided(workers[n % 3], Phone.with_pass(signer, made)) for n in range(20))
     )
     assert words(answers) == {"confirmed": 20}
     assert await epoch_of(db, made) == 1
@@ -527,6 +402,6 @@ async def test_a_redis_that_fails_in_the_middle_of_a_rebuild_leaves_the_way_free
         await worker.gate.rebuild(made.release_id)
     monkeypatch.setattr(Link, "commands", commands)
     # The lock, the connection and the link are free again, and nothing that was half loaded is in force.
-    said = await _ask_until_decided(worker, Phone.with_pass(signer, made))
+    said = await ask_until_decided(worker, Phone.with_pass(signer, made))
     assert said.word == "sold_out"
     await assert_agrees(db, redis, made)
