@@ -32,7 +32,7 @@ header.holds{border-left:8px solid var(--good)}header.broken{border-left:8px sol
 .figure b{display:block;font-size:26px;font-variant-numeric:tabular-nums;line-height:1.2}
 .figure span{color:var(--soft);font-size:13px}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:6px 10px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
-td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}th{color:var(--soft);font-weight:500;font-size:13px}
+td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}td.number{white-space:nowrap}th{color:var(--soft);font-weight:500;font-size:13px}
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:11px}svg .count{fill:var(--ink)}
 svg .grid{stroke:var(--line)}svg .opening{stroke:var(--bad);stroke-dasharray:4 3}svg .line{fill:none;stroke-width:1.8}
 svg .bar{fill:var(--accent)}code{font-family:ui-monospace,Consolas,monospace;font-size:13px}
