@@ -29,7 +29,7 @@ _WANTED: Final = (
 )
 # The value of each, or None.
 Wanted = tuple[bytes | None, bytes | None, bytes | None, bytes | None, bytes | None, bytes | None]
-_ASKING_FOR_MORE: Final = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
+_ASKING_FOR_MORE: Final = frozenset({b"expect", b"transfer-encoding", b"upgrade", b"proxy-connection"})
 # With one of these an address is not yet a path.
 _NO_PATH: Final = b"%?#"
 
@@ -74,7 +74,8 @@ class WholeReader:
             self._parser = None
             return None
         wanted = wanted_of((*headers.values(), None))
-        if wanted[0] is not None and wanted[0].lower() != b"keep-alive":
+        # Of a second one only the parser knows.
+        if wanted[0] is not None and (wanted[0].lower() != b"keep-alive" or data.lower().count(b"\nconnection:") > 1):
             # The parser has closed, and no longer says so when a message is over.
             self._parser = None
             return None

@@ -72,6 +72,8 @@ def test_a_poll_has_no_body_and_claims_and_polls_take_turns() -> None:
         pytest.param(POLL[:-2] + b"Content-Length: 5\r\n\r\n", id="a poll whose body is to come"),
         pytest.param(request(line=b"PUT " + PATH + b" HTTP/1.0"), id="HTTP/1.0"),
         pytest.param(request(b"Connection: close"), id="the last of its connection"),
+        pytest.param(request(b"Connection: keep-alive", b"Connection: close"), id="the last, said second"),
+        pytest.param(request(b"Proxy-Connection: close"), id="the last, in words of old"),
         pytest.param(request(b"Connection: Upgrade", b"Upgrade: websocket"), id="an upgrade"),
         pytest.param(request(b"Upgrade: h2c"), id="an offer to upgrade"),
         pytest.param(request(b"Expect: 100-continue"), id="an expectation"),
