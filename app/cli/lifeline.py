@@ -1,4 +1,4 @@
-"""Pipes between a process and the one that started it: closed on purpose or by death, the other end knows."""
+"""Pipes between a process and the one that started it: a word through one, and its end, which comes with death too."""
 
 import os
 import sys
@@ -25,6 +25,10 @@ def end_with_parent(ending: Callable[[], None] | None = None) -> None:
 
 
 def wait_for_word(begin_fd: int) -> None:
-    """Return once whoever started this process closes its end of `begin_fd`: from then on it may touch the engines."""
-    os.read(begin_fd, 1)
+    """Return once whoever started this process says so on `begin_fd`: from then on it may touch the engines.
+
+    Without a word the end of the pipe is the parent's death, or its change of mind, and this process exits at once.
+    """
+    if not os.read(begin_fd, 1):
+        os._exit(1)
     os.close(begin_fd)

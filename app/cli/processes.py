@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final, Self
 
@@ -73,7 +73,7 @@ class Child:
             )
         except BaseException:
             os.close(read_fd)
-            self.begin()
+            self._forget_begin()
             raise
         finally:
             for descriptor in theirs:
@@ -84,6 +84,13 @@ class Child:
 
     def begin(self) -> None:
         """Let go of one that is held."""
+        if self._begin_fd is not None:
+            # One that is gone already is found out by whoever waits for it.
+            with suppress(BrokenPipeError):
+                os.write(self._begin_fd, b"\n")
+            self._forget_begin()
+
+    def _forget_begin(self) -> None:
         if self._begin_fd is not None:
             os.close(self._begin_fd)
             self._begin_fd = None
@@ -139,7 +146,7 @@ class Child:
         if self._announcement_fd is not None:
             os.close(self._announcement_fd)
             self._announcement_fd = None
-        self.begin()
+        self._forget_begin()
 
     def end(self) -> None:
         """See it dead, killing what is left of it."""
@@ -152,7 +159,7 @@ class Child:
 class Household:
     """The children of one server, and the signals that end it. A context manager: nobody is left alive at its end.
 
-    Before `listening`, and after it, a signal does what it did before: nobody is looked after yet.
+    Before `listening`, and after it, a signal does what it did before, and ends the children by ending this context.
     """
 
     def __init__(self) -> None:

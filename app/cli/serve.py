@@ -49,7 +49,7 @@ def serve(options: ServeOptions) -> int:
     raise_file_limit()
     if options.lifeline:
         end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    # Until there are children to look after, every ending signal ends the start like Ctrl-C does.
+    # Until the children are looked after, every ending signal ends the start, and them, like Ctrl-C does.
     for number in _ENDING_SIGNALS:
         signal.signal(number, signal.default_int_handler)
     try:

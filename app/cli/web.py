@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m app.cli.web")
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--announce-fd", type=int, required=True)
-    parser.add_argument("--begin-fd", type=int, help="load everything, and begin when this descriptor ends")
+    parser.add_argument("--begin-fd", type=int, help="load everything, and begin at a word on this descriptor")
     arguments = parser.parse_args()
     end_with_parent()
     try:

@@ -10,6 +10,7 @@ import pytest
 
 from app.cli import surroundings
 from app.cli.processes import Child, Household
+from tests.serving.servers import await_true
 
 LOAD_SECONDS_MAX = 60.0
 # Beside one that was not held, so that slow machines give both as long as they need.
@@ -58,3 +59,21 @@ def test_a_held_child_asks_no_engine_before_it_is_let(
         assert not is_asked(asked[True], MORE_SECONDS)
         children[True].begin()
         assert is_asked(asked[True], LOAD_SECONDS_MAX)
+
+
+def test_a_held_child_that_hears_no_word_ends(household: Household, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Never looked for: it is not let.
+    monkeypatch.setenv(surroundings.DATABASE_URL, "postgresql://127.0.0.1:9/nothing")
+    monkeypatch.setenv(surroundings.REDIS_URL, "redis://127.0.0.1:9")
+    for name, value in zip(
+        (*surroundings.SECRETS, *surroundings.WECHAT),
+        ("a" * 43, "b" * 43, "c" * 43, "http://127.0.0.1:9", "app", "s"),
+        strict=True,
+    ):
+        monkeypatch.setenv(name, value)
+    # Its lifeline holds: only the pipe on which it waits ends, as both do when the parent dies.
+    child = Child("child", ["app.cli", "worker", "--lifeline"], stop_seconds=5)
+    household.launch([child], held=True)
+    child._forget_begin()
+    await_true(lambda: child.has_ended)
+    assert not child.is_ready

@@ -20,16 +20,23 @@ from tests.booking.gate.waits import until
 pytestmark = pytest.mark.anyio
 
 
+async def assert_made_anew(
+    db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis, made: MadeRelease
+) -> None:
+    """Have somebody else ask, who gets a place in the next epoch."""
+    said = await ask_until_decided(worker, Phone.with_pass(signer, made))
+    assert said.word == "confirmed"
+    assert await epoch_of(db, made) == 2
+    await assert_agrees(db, redis, made)
+
+
 async def test_counts_that_were_lost_are_a_contradiction_and_not_sold_out(
     db: "asyncpg.Connection[asyncpg.Record]", worker: Worker, signer: PassSigner, redis: Redis
 ) -> None:
     made = await make_release(db)
     await worker.ask(Phone.with_pass(signer, made).claim())
     await command(redis, "DEL", EpochKeys(made.release_id, 1).pools)
-    said = await ask_until_decided(worker, Phone.with_pass(signer, made))
-    assert said.word == "confirmed"
-    assert await epoch_of(db, made) == 2
-    await assert_agrees(db, redis, made)
+    await assert_made_anew(db, worker, signer, redis, made)
 
 
 async def test_a_lost_free_map_is_a_contradiction_and_not_sold_out(
@@ -38,10 +45,7 @@ async def test_a_lost_free_map_is_a_contradiction_and_not_sold_out(
     made = await make_release(db)
     await worker.ask(Phone.with_pass(signer, made).claim())
     await command(redis, "DEL", EpochKeys(made.release_id, 1).free_map(0))
-    said = await ask_until_decided(worker, Phone.with_pass(signer, made))
-    assert said.word == "confirmed"
-    assert await epoch_of(db, made) == 2
-    await assert_agrees(db, redis, made)
+    await assert_made_anew(db, worker, signer, redis, made)
 
 
 async def _pending_again(worker: Worker, signer: PassSigner, redis: Redis, made: MadeRelease) -> UUID:
@@ -65,10 +69,7 @@ async def test_a_pending_claim_in_a_pool_that_counts_none_is_a_contradiction(
     claim_id = await _pending_again(worker, signer, redis, made)
     # Rides on the call that the next claim gets.
     worker.gate.entered[made.release_id.bytes].admission.confirm(claim_id.bytes)
-    said = await ask_until_decided(worker, Phone.with_pass(signer, made))
-    assert said.word == "confirmed"
-    assert await epoch_of(db, made) == 2
-    await assert_agrees(db, redis, made)
+    await assert_made_anew(db, worker, signer, redis, made)
 
 
 @pytest.mark.parametrize("way", ["a call of its own", "the sweep"])
@@ -86,10 +87,7 @@ async def test_a_contradiction_with_which_nobody_waits_leads_to_a_rebuild_too(
         return made.release_id.bytes not in worker.gate.entered
 
     await until(condemned)
-    said = await ask_until_decided(worker, Phone.with_pass(signer, made))
-    assert said.word == "confirmed"
-    assert await epoch_of(db, made) == 2
-    await assert_agrees(db, redis, made)
+    await assert_made_anew(db, worker, signer, redis, made)
 
 
 async def test_no_newcomer_passes_a_waiter_even_where_a_place_is_free(
