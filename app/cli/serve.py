@@ -101,8 +101,14 @@ class _Service:
         settings = surroundings.checked_settings()
         self._workers = [_background_worker(settings)]
         self._webs = [_web_worker(settings, number, listener) for number, listener in enumerate(listeners, 1)]
-        household.launch([*self._webs, *self._workers], held=True)
+        children = [*self._webs, *self._workers]
+        # More than the cores can carry would hold up what may refuse them: they load when it has not.
+        loads_early = len(listeners) <= (os.cpu_count() or 1)
+        if loads_early:
+            household.launch(children, held=True)
         self._ready_database(settings)
+        if not loads_early:
+            household.launch(children)
         with household.listening():
             return self._look_after(household, listeners)
 
