@@ -14,6 +14,7 @@ _RIGHT: Final = 14
 _TOP: Final = 14
 _BOTTOM: Final = 40
 _TICKS: Final = 6
+_STACK_HEIGHT: Final = 44
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,22 @@ def bars(label: str, named: Sequence[tuple[str, int]], *, x_label: str) -> str:
         if count:
             parts.append(f'<text x="{middle}" y="{y - 4}" text-anchor="middle" class="count">{count}</text>')
     return _svg(label, parts)
+
+
+def stack(label: str, shares: Sequence[float], *, of: float) -> str:
+    """Draw one flat bar of several parts, in a legend's colours; one whose parts add up to `of` has the whole width."""
+    parts: list[str] = []
+    begin = 0.0
+    for number, share in enumerate(shares):
+        width = _WIDTH * share / of
+        parts.append(
+            f'<rect x="{begin:.1f}" y="0" width="{width:.1f}" height="{_STACK_HEIGHT}" fill="{_colour(number)}"/>'
+        )
+        begin += width
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_STACK_HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f"<title>{escape(label)}</title>{''.join(parts)}</svg>"
+    )
 
 
 def legend(names: Sequence[str]) -> str:

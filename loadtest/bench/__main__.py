@@ -1,10 +1,12 @@
 """`python -m loadtest.bench`: measures everything, prints one table, writes build/bench.json and build/bench.html."""
 
 import asyncio
+import re
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,16 +27,18 @@ from loadtest.bench.peers import Peer
 from loadtest.bench.refusals import PARENTS as REFUSED_PARENTS
 from loadtest.bench.refusals import PEERS as REFUSING_PEERS
 from loadtest.bench.refusals import refusals
-from loadtest.bench.results import Results, Row
+from loadtest.bench.results import PARTS, Picture, Results, Row
 from loadtest.bench.stage import Stage, stage
 from loadtest.bench.tail import tail
 from loadtest.bench.winners import PEERS as GIVING_PEERS
 from loadtest.bench.winners import winners
 
-REPORT: Final = Path("build/bench.json")
-PAGE: Final = Path("build/bench.html")
+# What is not whole goes beside the last run that was.
+_WHOLE: Final = Path("build/bench")
+_IN_PART: Final = Path("build/bench-part")
 _EXIT_MISSED: Final = 1
 _EXIT_CANNOT: Final = 2
+_EXIT_INTERRUPTED: Final = 130
 
 Say = Callable[[str], None]
 
@@ -81,37 +85,41 @@ QUICK: Final = Effort(
     starts=1,
     tail_rounds=1,
 )
-PARTS: Final = ("refusals", "winners", "opening", "start", "growth", "tail")
 _PEERS: Final[Mapping[str, tuple[Peer, ...]]] = {"refusals": REFUSING_PEERS, "winners": GIVING_PEERS}
+# Everybody else is asked by wrk.
+_WITHOUT_WRK: Final = frozenset({"start", "opening"})
 
 
-async def bench(effort: Effort, parts: tuple[str, ...], results: Results, say: Say) -> None:
+async def bench(effort: Effort, results: Results, say: Say) -> None:
     """Measure, part by part, into `results`. Raises `CannotBenchError`, and `EngineFault` where no engine starts."""
-    wrk = await install([peer for part in parts for peer in _PEERS.get(part, ())], say)
-    if "start" in parts:
-        results.rows += await start_up(rounds=effort.starts, say=say)
-    if "opening" in parts:
-        results.rows += await opening(rounds=effort.openings, parents=effort.parents, say=say)
-    if "refusals" in parts:
-        async with _new_stage(say) as at:
-            results.rows += await refusals(
-                at, wrk, rounds=effort.rounds, seconds=effort.seconds, parents=effort.refused_parents, say=say
-            )
-    if "winners" in parts:
-        async with _new_stage(say) as at:
-            results.rows += await winners(at, wrk, rounds=effort.rounds, seconds=effort.winner_seconds, say=say)
-    if "growth" in parts:
-        async with _new_stage(say) as at:
-            rows, pictures = await growth(
-                at, wrk, sizes=effort.sizes, rounds=effort.growth_rounds, seconds=effort.seconds, say=say
-            )
+    wrk = ""
+    if not _WITHOUT_WRK.issuperset(results.parts):
+        wrk = await install([peer for part in results.parts for peer in _PEERS.get(part, ())], say)
+    for part in PARTS:
+        if part in results.parts:
+            rows, pictures = await _measure(part, effort, wrk, say)
             results.rows += rows
             results.pictures += pictures
-    if "tail" in parts:
-        async with _new_stage(say) as at:
-            rows, pictures = await tail(at, wrk, rounds=effort.tail_rounds, seconds=effort.seconds, say=say)
-            results.rows += rows
-            results.pictures += pictures
+            results.finished.append(part)
+
+
+async def _measure(part: str, effort: Effort, wrk: str, say: Say) -> tuple[list[Row], list[Picture]]:
+    if part == "start":
+        return await start_up(rounds=effort.starts, say=say), []
+    if part == "opening":
+        return await opening(rounds=effort.openings, parents=effort.parents, say=say), []
+    async with _new_stage(say) as at:
+        match part:
+            case "refusals":
+                parents, seconds = effort.refused_parents, effort.seconds
+                return await refusals(at, wrk, rounds=effort.rounds, seconds=seconds, parents=parents, say=say), []
+            case "winners":
+                return await winners(at, wrk, rounds=effort.rounds, seconds=effort.winner_seconds, say=say), []
+            case "growth":
+                rounds, seconds = effort.growth_rounds, effort.seconds
+                return await growth(at, wrk, sizes=effort.sizes, rounds=rounds, seconds=seconds, say=say)
+            case _:
+                return await tail(at, wrk, rounds=effort.tail_rounds, seconds=effort.seconds, say=say)
 
 
 @asynccontextmanager
@@ -126,10 +134,15 @@ async def _new_stage(say: Say) -> AsyncGenerator[Stage]:
 
 
 def _parts_of(only: str) -> tuple[str, ...]:
-    parts = tuple(part.strip() for part in only.split(",")) if only else PARTS
-    if unknown := set(parts) - set(PARTS):
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
-    return parts
+    parts = {part.strip() for part in only.split(",")} - {""} if only else set(PARTS)
+    unknown = sorted(parts - set(PARTS))
+    if unknown or not parts:
+        raise typer.BadParameter(f"{', '.join(unknown) or 'no part'}: choose from {', '.join(PARTS)}")
+    return tuple(part for part in PARTS if part in parts)
+
+
+def _where(what: str, ending: str) -> str:
+    return f"Where the {what} go, if not {_WHOLE}.{ending}; of a run that is not whole, {_IN_PART}.{ending}."
 
 
 application = typer.Typer(add_completion=False)
@@ -142,10 +155,14 @@ def main(
         bool, typer.Option(help="Fewer and shorter rounds: three to four minutes, and less certain.")
     ] = False,
     only: Annotated[str, typer.Option(help=f"Only these parts, with commas between: {', '.join(PARTS)}.")] = "",
-    json: Annotated[Path, typer.Option(help="Where the figures go.")] = REPORT,
-    html: Annotated[Path, typer.Option(help="Where the page goes.")] = PAGE,
+    json: Annotated[Path | None, typer.Option(help=_where("figures", "json"), show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option(help=_where("charts", "html"), show_default=False)] = None,
 ) -> None:
-    """Measure the service beside its peers. Ends with 0 where every target is met, 1 where not, 2 on trouble."""
+    """Measure the service beside its peers.
+
+    Ends with 0 where no target was missed, 1 where one was, 2 on trouble, 130 when interrupted. What was measured
+    before that is kept.
+    """
     parts = _parts_of(only)
     console = Console()
     began_at = time.monotonic()
@@ -156,36 +173,50 @@ def main(
         )
 
     try:
-        results = Results(this_machine(), datetime.now(UTC).isoformat(timespec="seconds"), quick=quick)
+        machine = this_machine()
     except CannotBenchError as error:
-        raise _cannot(console, error) from None
-    trouble: Exception | None = None
-    try:
-        uvloop.run(bench(QUICK if quick else WHOLE, parts, results, say))
-    except (CannotBenchError, EngineFault) as error:
-        trouble = error
-    # What was measured before a trouble is kept. In the order of the targets, whichever was measured first.
+        console.print(str(error), markup=False, highlight=False, style="bold red")
+        raise typer.Exit(_EXIT_CANNOT) from None
+    results = Results(machine, datetime.now(UTC).isoformat(timespec="seconds"), quick=quick, parts=parts)
+    status = _run(QUICK if quick else WHOLE, results, say)
     results.rows.sort(key=_in_order)
+    beside = _WHOLE if results.is_whole else _IN_PART
+    json, html = json or beside.with_suffix(".json"), html or beside.with_suffix(".html")
     results.write_json(json)
     write_page(results, html)
     print_table(results.rows, console)
-    say(f"Figures: {json}  Page: {html}")
-    if trouble is not None:
-        raise _cannot(console, trouble)
-    if not results.all_met:
-        raise typer.Exit(_EXIT_MISSED)
+    say(f"{results.verdict}. Figures: {json}  Page: {html}")
+    if results.trouble:
+        console.print(results.trouble, markup=False, highlight=False, style="bold red")
+    raise typer.Exit(status)
 
 
-def _cannot(console: Console, error: Exception) -> typer.Exit:
-    console.print(str(error), markup=False, highlight=False, style="bold red")
-    return typer.Exit(_EXIT_CANNOT)
+def _run(effort: Effort, results: Results, say: Say) -> int:
+    """Measure into `results`, and return the exit status."""
+    try:
+        uvloop.run(_until_told(bench(effort, results, say)))
+    except (CannotBenchError, EngineFault) as error:
+        results.trouble = str(error)
+        return _EXIT_CANNOT
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        results.trouble = "It was interrupted."
+        return _EXIT_INTERRUPTED
+    return _EXIT_MISSED if results.missed else 0
 
 
-def _in_order(row: Row) -> tuple[str, int, str]:
-    letters = row.id.rstrip("0123456789abcdefghijklmnopqrstuvwxyz")
-    digits = "".join(filter(str.isdigit, row.id))
-    # The targets first, P1 to P12.
-    return ("" if letters == "P" else letters, int(digits or 0), row.id)
+async def _until_told(work: Coroutine[None, None, None]) -> None:
+    """Do some work; SIGTERM and SIGHUP cancel it, as Ctrl-C does, so that no engine is left running."""
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    await task
+
+
+def _in_order(row: Row) -> tuple[bool, str, int, str]:
+    """Return the place of a row: the targets first, P1 to P12, and what has no target of that list behind them."""
+    parts = re.fullmatch(r"([A-Z]+)(\d*)(.*)", row.id)
+    letters, digits, rest = parts.groups() if parts else (row.id, "", "")
+    return letters != "P", letters, int(digits or 0), rest
 
 
 if __name__ == "__main__":

@@ -103,8 +103,8 @@ async def growth(
     refused, won = await _claims(stage, wrk, founded, rounds=rounds, seconds=seconds, say=say)
     small, large = founded[0], founded[-1]
     rows = [
-        _grown(refused, large, small, what="a refusal", note=_of_refusals(large, small)),
-        _grown(won, large, small, what="a winner", note=_OF_WINNERS),
+        _grown(refused, large, small, row_id="P8", what="a refusal", note=_of_refusals(large, small)),
+        _grown(won, large, small, row_id="P8b", what="a winner", note=_OF_WINNERS),
         *_memory_rows(large),
         _rebuild_row(large),
         *await reads(stage, wrk, small=small.city, large=large.city, rounds=-(-rounds // 2), seconds=seconds, say=say),
@@ -260,11 +260,11 @@ class _GivingAway:
         return count
 
 
-def _grown(laps: Laps, large: _Founded, small: _Founded, *, what: str, note: str) -> Row:
+def _grown(laps: Laps, large: _Founded, small: _Founded, *, row_id: str, what: str, note: str) -> Row:
     """Return the row that sets the cost of a claim behind many places against that behind few, round by round."""
     many, few = ([lap.cpu_us for lap in laps[one.name]] for one in (large, small))
     return Row(
-        id="P8",
+        id=row_id,
         what=f"processor time of {what}, {large.name} and {large.city.accounts:,} accounts",
         unit="µs",
         value=Spread.of([spent.total for spent in many]),
@@ -298,7 +298,7 @@ def _memory_rows(large: _Founded) -> list[Row]:
             note="Resident memory of a web worker that was started and has not been asked yet.",
         ),
         Row(
-            id="P11",
+            id="P11b",
             what=f"Redis per place, {large.name}",
             unit="B",
             value=Spread.of([large.redis_bytes]),

@@ -26,6 +26,7 @@ from loadtest.bench.results import Row, Spread, value_at_most
 
 PARENTS: Final = 5_000
 _REHEARSAL_SECONDS_MAX: Final = 300.0
+_STOP_SECONDS_MAX: Final = 30.0
 
 
 class _Answered(msgspec.Struct):
@@ -54,10 +55,13 @@ async def opening(*, rounds: int, parents: int, say: Callable[[str], None]) -> l
         answered.append(verdict.parents_answered.p99_ms / 1000)
         say(f"  last place after {last_place[-1]:.2f} s, everybody answered p99 {answered[-1]:.2f} s")
     what = f"opening: {parents:,} parents, 14 sessions, 300 places, all on two cores"
-    note = "" if parents == PARENTS else f"The target is that of {PARENTS:,} parents."
+    # A target is one for its crowd: what fewer parents reach says nothing about it.
+    is_whole = parents == PARENTS
+    note = "" if is_whole else f"No target: it is one for {PARENTS:,} parents."
+    bounds = (value_at_most(1.0), value_at_most(1.5)) if is_whole else (None, None)
     return [
-        Row("P6", f"{what}: last place taken after", "s", Spread.of(last_place), value_at_most(1.0), note=note),
-        Row("P7", f"{what}: every parent answered, p99", "s", Spread.of(answered), value_at_most(1.5), note=note),
+        Row("P6", f"{what}: last place taken after", "s", Spread.of(last_place), bounds[0], note=note),
+        Row("P7", f"{what}: every parent answered, p99", "s", Spread.of(answered), bounds[1], note=note),
     ]
 
 
@@ -83,11 +87,21 @@ async def _rehearse(parents: int, *, seed: int) -> _Verdict:
             ) from None
         finally:
             if process.returncode is None:
-                process.terminate()
-                await process.wait()
+                await _end(process)
         if not report.exists():
             raise CannotBenchError(f"The rehearsal did not take place: {said.decode(errors='replace')[-600:]}")
         return msgspec.json.decode(report.read_bytes(), type=_Verdict)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End a rehearsal, with its servers and engines. What it has still to say is read, or it could not end."""
+    process.terminate()
+    try:
+        async with asyncio.timeout(_STOP_SECONDS_MAX):
+            await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.communicate()
 
 
 def _clean_environment() -> Mapping[str, str]:
@@ -110,7 +124,7 @@ async def start_up(*, rounds: int, say: Callable[[str], None]) -> list[Row]:
     what = "clocktower serve with embedded engines: first answer"
     return [
         Row("P12", f"{what}, existing data", "s", Spread.of(again), value_at_most(4)),
-        Row("P12", f"{what}, fresh data", "s", Spread.of(fresh), value_at_most(10)),
+        Row("P12b", f"{what}, fresh data", "s", Spread.of(fresh), value_at_most(10)),
     ]
 
 

@@ -19,6 +19,7 @@ from loadtest.report import STYLE, write_atomically
 _HUNDRED: Final = 100
 _WHAT_COLUMNS_MIN: Final = 24
 _COLUMNS_MIN: Final = 132
+_ENGINES: Final = ("Server", "Redis", "PostgreSQL")
 _TABLE_HEAD: Final = (
     '<section><h2>Targets</h2><table><tr><th>Row</th><th>What, and beside what</th><th class="number">Figure</th>'
     '<th class="number">Reference</th><th class="number">Ratio (min-max)</th><th class="number">Target</th>'
@@ -34,7 +35,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     for heading in ("figure\n÷ reference", "ratio\n(min-max)", "target"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("met", no_wrap=True)
-    table.add_column("CPU µs a claim: server\n+ Redis + PostgreSQL", justify="right", no_wrap=True)
+    table.add_column("CPU µs each: server\n+ Redis + PostgreSQL", justify="right", no_wrap=True)
     for row in rows:
         beside = f"\n[dim]÷ {row.reference_what}[/dim]" if row.reference_what else ""
         table.add_row(
@@ -44,7 +45,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
             if row.reference is None
             else f"{_value(row)}\n÷ {_in_unit(row.reference.median, row.unit)}",
             _ratio(row, between="\n"),
-            "" if row.target is None else str(row.target),
+            row.aim,
             _met(row, "[green]yes[/green]", "[bold red]NO[/bold red]"),
             "\n".join(_cost(spent) for spent in (row.cpu_us, row.reference_cpu_us) if spent is not None),
         )
@@ -108,21 +109,22 @@ def write_page(results: Results, path: Path) -> None:
 
 def html_page(results: Results) -> str:
     """Return the page."""
-    verdict = "Every target is met" if results.all_met else "Not every target is met"
-    tone, colour = ("holds", "good") if results.all_met else ("broken", "bad")
+    tone, colour = ("broken", "bad") if results.trouble or results.missed else ("holds", "good")
     machine = results.machine
     where = (
         f"{machine.processor}, {machine.cores} cores, {machine.memory_gib:g} GiB · {machine.system} · "
         f"Python {machine.python}"
     )
     quick = " · quick: fewer and shorter rounds" if results.quick else ""
+    parts = "" if results.is_whole else f" · measured: {', '.join(results.finished) or 'nothing to the end'}"
+    trouble = f'<pre class="bad">{escape(results.trouble)}</pre>' if results.trouble else ""
     return "".join(
         (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width,initial-scale=1"><title>Clocktower bench</title>',
             f"<style>{STYLE}main{{max-width:1180px}}</style></head><body><main>",
-            f'<header class="{tone}"><h1 class="{colour}">{verdict}</h1>',
-            f'<div class="soft">{escape(results.started_at)} · {escape(where)}{quick}</div></header>',
+            f'<header class="{tone}"><h1 class="{colour}">{escape(results.verdict)}</h1>',
+            f'<div class="soft">{escape(results.started_at)} · {escape(where)}{quick}{parts}</div>{trouble}</header>',
             _table(results.rows),
             _ratios(results.rows),
             _costs(results.rows),
@@ -133,6 +135,8 @@ def html_page(results: Results) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
     lines = [_TABLE_HEAD]
     for row in rows:
         met = _met(row, '<span class="good">yes</span>', '<span class="bad">no</span>')
@@ -143,7 +147,7 @@ def _table(rows: Sequence[Row]) -> str:
             f"<tr><td>{escape(row.id)}</td><td>{escape(row.what)}{beside}{note}</td>"
             f'<td class="number">{escape(_value(row))}</td><td class="number">{reference}</td>'
             f'<td class="number">{_ratio(row)}</td>'
-            f'<td class="number">{"" if row.target is None else escape(str(row.target))}</td>'
+            f'<td class="number">{escape(row.aim)}</td>'
             f"<td>{met}</td></tr>"
         )
     return "".join((*lines, "</table></section>"))
@@ -156,18 +160,35 @@ def _ratios(rows: Sequence[Row]) -> str:
         for row in rows
         if row.ratio is not None and row.target is not None and row.target.at_least
     ]
+    if not named:
+        return ""
     chart = charts.bars("ratio in per cent of its target", named, x_label="100 is the target")
     return f"<section><h2>Ratios, in per cent of what is aimed at</h2>{chart}</section>"
 
 
 def _costs(rows: Sequence[Row]) -> str:
-    named: list[tuple[str, int]] = []
+    """List what each request cost, and whom; a bar is as long as its share of the dearer one of its row."""
+    lines: list[str] = []
     for row in rows:
-        if row.cpu_us is not None and row.reference_cpu_us is not None:
-            named += [(row.id, round(row.cpu_us.total)), (f"{row.id} ref.", round(row.reference_cpu_us.total))]
-    # One slow peer would make all the others look alike.
-    chart = charts.bars("CPU µs a claim", [(name, min(cost, 2_000)) for name, cost in named], x_label="cut at 2,000")
-    return f"<section><h2>Processor time a claim takes, µs, ours and the reference</h2>{chart}</section>"
+        sides = [(row.what, row.cpu_us), (f"÷ {row.reference_what}", row.reference_cpu_us)]
+        spent = [(what, cost) for what, cost in sides if cost is not None]
+        dearest = max((cost.total for _, cost in spent), default=0.0)
+        for number, (what, cost) in enumerate(spent):
+            shares = (cost.server, cost.redis, cost.postgres)
+            figures = "".join(f'<td class="number">{figure(part)}</td>' for part in (*shares, cost.total))
+            tone = ' class="soft"' if number else ""
+            bar = charts.stack(f"{what}: {figure(cost.total)} µs", shares, of=dearest)
+            lines.append(
+                f"<tr{tone}><td>{'' if number else escape(row.id)}</td><td>{escape(what)}</td>{figures}"
+                f'<td style="width:26%">{bar}</td></tr>'
+            )
+    if not lines:
+        return ""
+    heads = "".join(f'<th class="number">{head}</th>' for head in (*_ENGINES, "Together"))
+    return (
+        "<section><h2>Processor time each takes, µs</h2><table><tr><th>Row</th><th>What, and beside what</th>"
+        f"{heads}<th>Of the dearer one in its row</th></tr>{''.join(lines)}</table>{charts.legend(_ENGINES)}</section>"
+    )
 
 
 def _picture(picture: Picture) -> str:

@@ -97,7 +97,7 @@ async def reads(
     return [
         _row(laps, readers, _CLAIMS, small, large, row_id="G2", target=target),
         _row(laps, readers, _LIST, small, large, row_id="G3", target=target),
-        _row(laps, readers, _ONE, small, large, row_id="G3", target=target),
+        _row(laps, readers, _ONE, small, large, row_id="G3b", target=target),
         await _page_row(stage, large),
     ]
 
@@ -150,7 +150,7 @@ async def _page_row(stage: Stage, city: City) -> Row:
             if not answer.is_success:
                 raise CannotBenchError(f"{path} was answered {answer.status_code}: {answer.text[:300]}")
     return Row(
-        id="G3",
+        id="G3c",
         what=f"reading the release of {city.places:,} places itself, {len(city.release.pool_ids)} pools",
         unit="µs",
         value=Spread.of([one.total for one in spent[1:]]),

@@ -11,7 +11,9 @@ from loadtest.bench.machine import Machine
 from loadtest.bench.stage import Spent
 from loadtest.report import write_atomically
 
-FORM_VERSION: Final = 1
+FORM_VERSION: Final = 2
+# What a bench can measure, in the order in which it does.
+PARTS: Final = ("start", "opening", "refusals", "winners", "growth", "tail")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,13 @@ class Row:
         assert figure is not None  # noqa: S101 - a target of a ratio stands in a row that has one
         return self.target.is_met_by(figure.median)
 
+    @property
+    def aim(self) -> str:
+        """Return the target with what it counts: times the reference, or the row's unit."""
+        if self.target is None:
+            return ""
+        return f"{self.target}×" if self.target.of_ratio else f"{self.target} {self.unit}"
+
     def as_document(self) -> dict[str, object]:
         """Return the row for the JSON report."""
         ends = self.ratio or self.value
@@ -102,7 +111,7 @@ class Row:
             "ratio": None if self.ratio is None else self.ratio.median,
             "min": ends.low,
             "max": ends.high,
-            "target": None if self.target is None else str(self.target),
+            "target": self.aim or None,
             "met": self.met,
             "cpu_us": None if self.cpu_us is None else self.cpu_us.as_document(),
             "reference_cpu_us": None if self.reference_cpu_us is None else self.reference_cpu_us.as_document(),
@@ -142,18 +151,49 @@ class Picture:
 
 @dataclass(slots=True)
 class Results:
-    """All that a bench found out."""
+    """What a bench was to find out, how far it came, and what it found.
+
+    `parts` are those of `PARTS` that were asked for, `trouble` is why it broke off.
+    """
 
     machine: Machine
     started_at: str
     quick: bool
+    parts: Sequence[str] = PARTS
+    finished: list[str] = field(default_factory=list[str])
+    trouble: str = ""
     rows: list[Row] = field(default_factory=list[Row])
     pictures: list[Picture] = field(default_factory=list[Picture])
 
     @property
+    def is_whole(self) -> bool:
+        """Tell whether everything was measured."""
+        return not self.trouble and set(self.finished) == set(PARTS)
+
+    @property
+    def missed(self) -> Sequence[Row]:
+        """Return the rows that missed their target."""
+        return [row for row in self.rows if row.met is False]
+
+    @property
     def all_met(self) -> bool:
-        """Tell whether no row missed its target."""
-        return all(row.met is not False for row in self.rows)
+        """Tell whether everything was measured, and no row missed its target."""
+        return self.is_whole and not self.missed
+
+    @property
+    def verdict(self) -> str:
+        """Return in one sentence what came of the targets: of those that were measured, where not all of them were."""
+        aimed_at = [row for row in self.rows if row.target is not None]
+        which = "target of a quick run" if self.quick else "target"
+        if not self.is_whole:
+            which += " that was measured"
+        if not aimed_at:
+            found = "no target was measured"
+        elif self.missed:
+            found = f"not every {which} is met ({', '.join(row.id for row in self.missed)})"
+        else:
+            found = f"every {which} is met"
+        return f"The bench broke off: {found}" if self.trouble else found[0].upper() + found[1:]
 
     def as_document(self) -> Mapping[str, object]:
         """Return the JSON report."""
@@ -161,6 +201,9 @@ class Results:
             "version": FORM_VERSION,
             "started_at": self.started_at,
             "quick": self.quick,
+            "parts": list(self.parts),
+            "finished": self.finished,
+            "trouble": self.trouble or None,
             "machine": self.machine.as_document(),
             "all_met": self.all_met,
             "rows": [row.as_document() for row in self.rows],

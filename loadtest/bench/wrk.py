@@ -22,6 +22,8 @@ from loadtest.bench.town import as_replay
 _REPORT: Final = "REPORT "
 # Past the end of a run, wrk closes its connections and counts.
 _GRACE_SECONDS: Final = 20.0
+# What goes wrong with apt-get stands at the end of what it says.
+_TOLD_MAX: Final = 600
 _HOW_TO_GET_IT: Final = "on Debian or Ubuntu: apt-get install wrk; elsewhere from your system's packages"
 
 
@@ -55,14 +57,22 @@ async def require_wrk(say: Callable[[str], None]) -> str:
     if apt is None or os.geteuid() != 0:
         raise CannotBenchError(f"The load generator wrk is missing: {_HOW_TO_GET_IT}.")
     say("Installing wrk with apt-get")
+    told = ""
+    # An index that is not quite new may do: what counts is whether the program is there in the end.
     for arguments in (("update",), ("install", "--yes", "--no-install-recommends", "wrk")):
         process = await asyncio.create_subprocess_exec(
-            apt, "-qq", *arguments, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+            *(apt, "-qq", *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
         )
-        await process.wait()
+        said, _ = await process.communicate()
+        told += said.decode(errors="replace")
     if found := shutil.which("wrk"):
         return found
-    raise CannotBenchError(f"apt-get could not install wrk; install it by hand ({_HOW_TO_GET_IT}).")
+    raise CannotBenchError(
+        f"apt-get could not install wrk; install it by hand ({_HOW_TO_GET_IT}). It said: {told.strip()[-_TOLD_MAX:]}"
+    )
 
 
 @asynccontextmanager

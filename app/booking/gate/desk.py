@@ -42,6 +42,8 @@ RELEASE_PATH: Final = "/v1/releases/"
 AVAILABILITY_SUFFIX: Final = "/availability"
 JSON_MEDIA_TYPE: Final = b"application/json"
 _JSON_HEADERS: Final = ((b"content-type", JSON_MEDIA_TYPE),)
+# More releases than a town has open at once. One that is asked for beyond them takes the place of the stalest answer.
+_POLLS_MAX: Final = 256
 
 log = structlog.get_logger(__name__)
 
@@ -111,7 +113,7 @@ class Desk:
         # Counted apart: who asks what became of a claim takes nothing from the claims.
         self._claims = AccountLimit("claims", gate.settings.claim_rate_per_second)
         self._questions = AccountLimit("questions", gate.settings.claim_rate_per_second)
-        # By the release's id as everybody writes it.
+        # By the release's id as everybody writes it, the stalest first.
         self._polls: dict[str, _Poll] = {}
         self._asking: dict[UUID, asyncio.Task[_Poll]] = {}
         # The claims of this tick.
@@ -254,7 +256,12 @@ class Desk:
     async def _ask(self, release_id: UUID) -> _Poll:
         seen = await self._gate.availability(release_id)
         until_ms = self._gate.clock.now_ms() + self._gate.settings.availability_age_ms
-        poll = self._polls[str(release_id)] = _poll_of(seen, until_ms)
+        poll = _poll_of(seen, until_ms)
+        text = str(release_id)
+        self._polls.pop(text, None)
+        if len(self._polls) >= _POLLS_MAX:
+            del self._polls[next(iter(self._polls))]
+        self._polls[text] = poll
         return poll
 
 

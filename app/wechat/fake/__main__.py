@@ -5,6 +5,7 @@ import asyncio
 import os
 import socket
 import sys
+from contextlib import suppress
 
 import uvicorn
 
@@ -51,7 +52,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
         sys.stdout.flush()
     else:
         # From here on the kernel accepts connections; those that come before the loop does wait in the backlog.
-        with os.fdopen(arguments.announce_fd, "w") as announcement:
+        # Whoever started it may be gone already; its lifeline says so, too.
+        with suppress(BrokenPipeError), os.fdopen(arguments.announce_fd, "w") as announcement:
             announcement.write(f"{port}\n")
     await server.serve(sockets=[listener])
 

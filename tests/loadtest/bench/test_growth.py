@@ -33,7 +33,7 @@ async def test_two_sizes_are_compared_and_drawn(tmp_path: Path) -> None:
     async with stage(tmp_path, said.append) as at:
         rows, pictures = await growth(at, WRK, sizes=SIZES, rounds=1, seconds=1, say=said.append)
 
-    assert [row.id for row in rows] == ["P8", "P8", "P11", "P11", "G1", "G2", "G3", "G3", "G3"]
+    assert [row.id for row in rows] == ["P8", "P8b", "P11", "P11b", "G1", "G2", "G3", "G3b", "G3c"]
     for row in rows:
         assert 0 < row.value.low <= row.value.median <= row.value.high, row
     refusal, winner = rows[:2]

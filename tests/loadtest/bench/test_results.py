@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from loadtest.bench.duel import Lap, Side, compare, require_alike, take_turns
 from loadtest.bench.machine import CannotBenchError, Machine
 from loadtest.bench.page import html_page, print_table
 from loadtest.bench.results import (
+    PARTS,
     Curve,
     Picture,
     Results,
@@ -45,7 +47,14 @@ def row(ratio: float, target: Target | None) -> Row:
 
 def results_with(*rows: Row) -> Results:
     pictures = [Picture("growth", "places", "µs", (Curve("cost", ((300, 1.0), (10_000, 1.1))),), log_x=True)]
-    return Results(MACHINE, "2026-11-25T00:00:00+00:00", quick=True, rows=list(rows), pictures=pictures)
+    return Results(
+        MACHINE,
+        "2026-11-25T00:00:00+00:00",
+        quick=False,
+        finished=list(PARTS),
+        rows=list(rows),
+        pictures=pictures,
+    )
 
 
 def test_a_ratio_is_that_of_pairs_measured_one_after_the_other() -> None:
@@ -133,7 +142,7 @@ def test_the_report_has_what_the_table_has() -> None:
         "ratio": 0.9,
         "min": 0.9,
         "max": 0.9,
-        "target": "≥ 1",
+        "target": "≥ 1×",
         "met": False,
     }
     assert document["pictures"][0]["curves"]["cost"] == [[300, 1.0], [10_000, 1.1]]
@@ -142,9 +151,10 @@ def test_the_report_has_what_the_table_has() -> None:
 def test_the_page_and_the_table_say_which_target_is_missed() -> None:
     results = results_with(row(0.9, ratio_at_least(1.0)), row(1.1, ratio_at_least(1.0)))
     page = html_page(results)
-    assert "Not every target is met" in page
+    assert "Not every target is met (P1)" in page
     assert page.count('<span class="bad">no</span>') == 1
-    assert page.count("<svg") == 3
+    # How far past the targets, and the one curve; nobody counted what these rows cost.
+    assert page.count("<svg") == 2
     shown = StringIO()
     print_table(results.rows, Console(file=shown, width=160))
     text = shown.getvalue()
@@ -185,10 +195,54 @@ def test_the_table_is_whole_in_a_log_too_and_says_each_note_once() -> None:
     assert [line for line in lines if "One pool." in line] == ["P4, P8: One pool."]
 
 
-def test_an_unknown_part_is_refused_by_name(tmp_path: Path) -> None:
+def test_only_a_run_that_measured_everything_may_say_that_every_target_is_met() -> None:
+    results = results_with(row(1.1, ratio_at_least(1.0)))
+    assert results.verdict == "Every target is met"
+    assert results.all_met
+    results.quick = True
+    assert results.verdict == "Every target of a quick run is met"
+    results.quick = False
+    results.finished.remove("tail")
+    assert results.verdict == "Every target that was measured is met"
+    assert not results.all_met
+    assert "measured: start, opening, refusals, winners, growth" in html_page(results)
+
+
+def test_a_run_that_broke_off_says_so_and_why() -> None:
+    results = results_with(row(1.1, ratio_at_least(1.0)))
+    results.trouble = "PostgreSQL <went> away."
+    assert results.verdict == "The bench broke off: every target that was measured is met"
+    assert not results.all_met
+    assert json.loads(json.dumps(results.as_document()))["trouble"] == "PostgreSQL <went> away."
+    page = html_page(results)
+    assert '<header class="broken">' in page
+    assert "PostgreSQL &lt;went&gt; away." in page
+
+
+def test_where_nothing_was_measured_nothing_is_met() -> None:
+    results = Results(MACHINE, "2026-11-25T00:00:00+00:00", quick=False, trouble="No wrk.")
+    assert results.verdict == "The bench broke off: no target was measured"
+    assert not results.all_met
+    # No card without a figure.
+    assert "<section>" not in html_page(results)
+
+
+def test_what_each_request_cost_stands_in_a_table_with_the_shares_of_both_sides() -> None:
+    whose = row(2.0, None)
+    dearer = Spent(60.0, 10.0, 2.0)
+    page = html_page(results_with(replace(whose, cpu_us=COST, reference_cpu_us=dearer)))
+    for part in (30, 5, 1, 36, 60, 10, 2, 72):
+        assert f'<td class="number">{part}</td>' in page
+    # The dearer side has the whole width of 880, of which the cheaper server has 30 of 72.
+    assert f'width="{880 * 30 / 72:.1f}"' in page
+    assert f'width="{880 * 60 / 72:.1f}"' in page
+
+
+@pytest.mark.parametrize(("only", "named"), [("refusals,rubbish", "rubbish"), (",", "no part")])
+def test_an_unknown_part_is_refused_by_name(only: str, named: str, tmp_path: Path) -> None:
     from loadtest.bench.__main__ import application  # noqa: PLC0415 - it loads every peer
 
-    said = CliRunner().invoke(application, ["--only", "refusals,rubbish", "--json", str(tmp_path / "b.json")])
+    said = CliRunner().invoke(application, ["--only", only, "--json", str(tmp_path / "b.json")])
     assert said.exit_code == 2
-    assert "rubbish" in said.output
+    assert named in said.output
     assert not (tmp_path / "b.json").exists()
