@@ -10,6 +10,7 @@ import pytest
 from app.booking.gate.desk import Desk, Request
 from app.booking.gate.passes import Pass, PassSigner
 from app.core.clock import Clock
+from app.core.web.documents import Answer
 from tests.booking.gate.builders import Phone, Worker, changed, make_release, read
 from tests.booking.gate.conftest import OpenWorker
 from tests.booking.gate.waits import PATIENCE_SECONDS
@@ -91,6 +92,37 @@ async def test_all_who_poll_within_a_moment_share_one_answer_however_they_write_
     assert asked[0].status == 200
     assert asked[1] is asked[0]
     assert asked[2] is asked[0]
+
+
+async def test_kept_polls_have_a_bound_and_the_stalest_goes_first(
+    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.booking.gate.desk._POLLS_MAX", 2)
+    worker = await open_worker()
+    now_ms = Clock().now_ms()
+    worker.gate.clock.now_ms = lambda: now_ms
+    first, second, third = [str((await make_release(db)).release_id) for _ in range(3)]
+
+    async def polled(text: str) -> Answer:
+        answer = await worker.desk.answer(Request("GET", f"/v1/releases/{text}/availability", {}))
+        assert answer.status == 200
+        return answer
+
+    def is_over(text: str) -> None:
+        worker.desk._polls[text] = worker.desk._polls[text]._replace(until_ms=0)
+
+    of_first = await polled(first)
+    await polled(second)
+    # One that is asked anew after its moment takes nobody's place, and is not the stalest any more.
+    is_over(second)
+    of_second = await polled(second)
+    assert await polled(first) is of_first
+    is_over(first)
+    renewed = await polled(first)
+    await polled(third)
+    assert await polled(first) is renewed
+    assert len(worker.desk._polls) == 2
+    assert await polled(second) is not of_second
 
 
 async def test_an_answer_that_cannot_be_written_is_told_as_a_defect(
