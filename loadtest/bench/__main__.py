@@ -27,7 +27,7 @@ from loadtest.bench.peers import Peer
 from loadtest.bench.refusals import PARENTS as REFUSED_PARENTS
 from loadtest.bench.refusals import PEERS as REFUSING_PEERS
 from loadtest.bench.refusals import refusals
-from loadtest.bench.results import PARTS, Picture, Results, Row
+from loadtest.bench.results import PARTS, QUICK_PARTS, Picture, Results, Row
 from loadtest.bench.stage import Stage, stage
 from loadtest.bench.tail import tail
 from loadtest.bench.winners import PEERS as GIVING_PEERS
@@ -45,7 +45,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured, and how often. `seconds` is what one lap takes."""
+    """How much is measured, and how often. `seconds` is what one lap takes.
+
+    With `targets_only` nothing is measured that has no target in P1 to P12.
+    """
 
     rounds: int
     seconds: float
@@ -57,6 +60,7 @@ class Effort:
     parents: int
     starts: int
     tail_rounds: int
+    targets_only: bool
 
 
 # More rounds rather than longer ones: what else a machine does changes within seconds, and the median leaves it out.
@@ -71,6 +75,7 @@ WHOLE: Final = Effort(
     parents=PARENTS,
     starts=3,
     tail_rounds=3,
+    targets_only=False,
 )
 QUICK: Final = Effort(
     rounds=2,
@@ -84,6 +89,7 @@ QUICK: Final = Effort(
     parents=1_000,
     starts=1,
     tail_rounds=1,
+    targets_only=True,
 )
 _PEERS: Final[Mapping[str, tuple[Peer, ...]]] = {"refusals": REFUSING_PEERS, "winners": GIVING_PEERS}
 # Everybody else is asked by wrk.
@@ -111,13 +117,26 @@ async def _measure(part: str, effort: Effort, wrk: str, say: Say) -> tuple[list[
     async with _new_stage(say) as at:
         match part:
             case "refusals":
-                parents, seconds = effort.refused_parents, effort.seconds
-                return await refusals(at, wrk, rounds=effort.rounds, seconds=seconds, parents=parents, say=say), []
+                rows = await refusals(
+                    *(at, wrk),
+                    rounds=effort.rounds,
+                    seconds=effort.seconds,
+                    parents=effort.refused_parents,
+                    with_crowd=not effort.targets_only,
+                    say=say,
+                )
+                return rows, []
             case "winners":
                 return await winners(at, wrk, rounds=effort.rounds, seconds=effort.winner_seconds, say=say), []
             case "growth":
-                rounds, seconds = effort.growth_rounds, effort.seconds
-                return await growth(at, wrk, sizes=effort.sizes, rounds=rounds, seconds=seconds, say=say)
+                return await growth(
+                    *(at, wrk),
+                    sizes=effort.sizes,
+                    rounds=effort.growth_rounds,
+                    seconds=effort.seconds,
+                    with_reads=not effort.targets_only,
+                    say=say,
+                )
             case _:
                 return await tail(at, wrk, rounds=effort.tail_rounds, seconds=effort.seconds, say=say)
 
@@ -133,8 +152,9 @@ async def _new_stage(say: Say) -> AsyncGenerator[Stage]:
         await asyncio.to_thread(shutil.rmtree, data_dir, ignore_errors=True)
 
 
-def _parts_of(only: str) -> tuple[str, ...]:
-    parts = {part.strip() for part in only.split(",")} - {""} if only else set(PARTS)
+def _parts_of(only: str, *, quick: bool) -> tuple[str, ...]:
+    everything = QUICK_PARTS if quick else PARTS
+    parts = {part.strip() for part in only.split(",")} - {""} if only else set(everything)
     unknown = sorted(parts - set(PARTS))
     if unknown or not parts:
         raise typer.BadParameter(f"{', '.join(unknown) or 'no part'}: choose from {', '.join(PARTS)}")
@@ -163,7 +183,7 @@ def main(
     Ends with 0 where no target was missed, 1 where one was, 2 on trouble, 130 when interrupted. What was measured
     before that is kept.
     """
-    parts = _parts_of(only)
+    parts = _parts_of(only, quick=quick)
     console = Console()
     began_at = time.monotonic()
 

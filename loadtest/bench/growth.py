@@ -84,8 +84,9 @@ async def growth(
     seconds: float,
     say: Say,
     accounts: Mapping[int, int] | None = None,
+    with_reads: bool = True,
 ) -> tuple[list[Row], list[Picture]]:
-    """Return the rows P8, P11, G1, G2 and G3, and pictures of all that by size.
+    """Return the rows P8, P11 and G1, `with_reads` G2 and G3, and pictures of all that by size.
 
     `sizes` are numbers of places, the smallest first. `accounts` says how many accounts hold them; unless told, as many
     as there are places. Raises `CannotBenchError`.
@@ -107,8 +108,10 @@ async def growth(
         _grown(won, large, small, row_id="P8b", what="a winner", note=_OF_WINNERS),
         *_memory_rows(large),
         _rebuild_row(large),
-        *await reads(stage, wrk, small=small.city, large=large.city, rounds=-(-rounds // 2), seconds=seconds, say=say),
     ]
+    if with_reads:
+        rounds = -(-rounds // 2)
+        rows += await reads(stage, wrk, small=small.city, large=large.city, rounds=rounds, seconds=seconds, say=say)
     return rows, _pictures(founded, refused, won)
 
 

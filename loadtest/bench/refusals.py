@@ -74,9 +74,16 @@ class Refusals:
 
 
 async def refusals(
-    stage: Stage, wrk: str, *, rounds: int, seconds: float, parents: int, say: Callable[[str], None]
+    stage: Stage,
+    wrk: str,
+    *,
+    rounds: int,
+    seconds: float,
+    parents: int,
+    with_crowd: bool,
+    say: Callable[[str], None],
 ) -> list[Row]:
-    """Return the rows P1, P1b, P2, P3, P9 and P10. Raises `CannotBenchError`."""
+    """Return the rows P1, P2, P3, P9 and P10, and `with_crowd` P1b. Raises `CannotBenchError`."""
     say("Refusals: making a sold-out release of 300 places, and the claims of its parents")
     ours, pair = stage.serve(), stage.serve(workers=2)
     # In one transaction: no sweep is to make the release's state before it is booked.
@@ -118,16 +125,19 @@ async def refusals(
             # Node compiles what runs often: after some 30,000 requests it takes a quarter of the time.
             peers[peer.name] = replace(side, warm_up_laps=_NODE_WARM_UP_LAPS) if peer is FASTIFY else side
         # Each beside what it is compared with.
-        sides = [refused, bare, crowded, bare_crowded, polled, bare_polls, by_two, *peers.values()]
+        crowds = [crowded, bare_crowded] if with_crowd else []
+        sides = [refused, bare, *crowds, polled, bare_polls, by_two, *peers.values()]
         laps = await take_turns(sides, rounds=rounds, say=say)
-    return [
+    rows = [
         compare(laps, refused, bare, row_id="P1", target=ratio_at_least(1.0), note=_of_bare()),
-        compare(laps, crowded, bare_crowded, row_id="P1b", target=None, note=_of_the_crowd()),
         compare(laps, refused, peers[FASTIFY.name], row_id="P2", target=ratio_at_least(1.5)),
         compare(laps, refused, peers[TEXTBOOK.name], row_id="P3", target=ratio_at_least(8)),
         compare(laps, polled, bare_polls, row_id="P9", target=ratio_at_least(1.0)),
         compare(laps, by_two, refused, row_id="P10", target=None, note=_limits_two(laps, by_two, refused)),
     ]
+    if with_crowd:
+        rows.append(compare(laps, crowded, bare_crowded, row_id="P1b", target=None, note=_of_the_crowd()))
+    return rows
 
 
 def _of_bare() -> str:
