@@ -86,7 +86,7 @@ QUICK: Final = Effort(
     growth_rounds=2,
     openings=1,
     # Signing in is most of a rehearsal.
-    parents=1_000,
+    parents=500,
     starts=1,
     tail_rounds=1,
     targets_only=True,

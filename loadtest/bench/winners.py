@@ -122,10 +122,12 @@ async def winners(stage: Stage, wrk: str, *, rounds: int, seconds: float, say: C
     server = stage.serve()
     contest = _Contest(stage, wrk, seconds=seconds)
     ours = Side("clocktower", "durable winners, one worker", lambda: contest.our_lap(server))
-    peers: dict[str, Side] = {}
-    for peer, places_a_second, connections in _CONTESTANTS:
-        parents = round(places_a_second * seconds)
-        peers[peer.name] = await _peer_side(stage, contest, peer, connections, parents, rounds)
+    # At once: while they start, nothing is measured.
+    starting = (
+        _peer_side(stage, contest, peer, connections, round(places_a_second * seconds), rounds)
+        for peer, places_a_second, connections in _CONTESTANTS
+    )
+    peers = {side.name: side for side in await asyncio.gather(*starting)}
     laps = await take_turns([ours, *peers.values()], rounds=rounds, say=say)
     return [
         compare(laps, ours, peers[ROW_LOCK.name], row_id="P4", target=ratio_at_least(5)),
