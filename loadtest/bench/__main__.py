@@ -127,7 +127,14 @@ async def _measure(part: str, effort: Effort, wrk: str, say: Say) -> tuple[list[
                 )
                 return rows, []
             case "winners":
-                return await winners(at, wrk, rounds=effort.rounds, seconds=effort.winner_seconds, say=say), []
+                rows = await winners(
+                    *(at, wrk),
+                    rounds=effort.rounds,
+                    seconds=effort.winner_seconds,
+                    with_skip_locked=not effort.targets_only,
+                    say=say,
+                )
+                return rows, []
             case "growth":
                 return await growth(
                     *(at, wrk),

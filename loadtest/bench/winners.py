@@ -116,24 +116,27 @@ async def _at_rest(held: Callable[[], Awaitable[int]]) -> int:
 Claims = Callable[[int], Sequence[bytes]]
 
 
-async def winners(stage: Stage, wrk: str, *, rounds: int, seconds: float, say: Callable[[str], None]) -> list[Row]:
-    """Return the rows P4 and P5, and how places by `SKIP LOCKED` compare. Raises `CannotBenchError`."""
+async def winners(
+    stage: Stage, wrk: str, *, rounds: int, seconds: float, with_skip_locked: bool, say: Callable[[str], None]
+) -> list[Row]:
+    """Return the rows P4 and P5, and `with_skip_locked` P4b. Raises `CannotBenchError`."""
     say("Winners: places given away for good, all of one pool")
     server = stage.serve()
     contest = _Contest(stage, wrk, seconds=seconds)
     ours = Side("clocktower", "durable winners, one worker", lambda: contest.our_lap(server))
-    # At once: while they start, nothing is measured.
-    starting = (
-        _peer_side(stage, contest, peer, connections, round(places_a_second * seconds), rounds)
-        for peer, places_a_second, connections in _CONTESTANTS
-    )
-    peers = {side.name: side for side in await asyncio.gather(*starting)}
+    peers: dict[str, Side] = {}
+    for peer, places_a_second, connections in _CONTESTANTS:
+        if peer is not SKIP_LOCKED or with_skip_locked:
+            parents = round(places_a_second * seconds)
+            peers[peer.name] = await _peer_side(stage, contest, peer, connections, parents, rounds)
     laps = await take_turns([ours, *peers.values()], rounds=rounds, say=say)
-    return [
+    rows = [
         compare(laps, ours, peers[ROW_LOCK.name], row_id="P4", target=ratio_at_least(5)),
         compare(laps, ours, peers[PRETIX.name], row_id="P5", target=ratio_at_least(400)),
-        compare(laps, ours, peers[SKIP_LOCKED.name], row_id="P4b", target=None),
     ]
+    if with_skip_locked:
+        rows.append(compare(laps, ours, peers[SKIP_LOCKED.name], row_id="P4b", target=None))
+    return rows
 
 
 async def _peer_side(
