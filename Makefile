@@ -31,7 +31,7 @@ check: $(STAMP) ## Check style, types, imports, migrations and the lock file.
 	$(BIN)/clocktower migrate --check --embedded
 	$(BIN)/python deploy/lock.py --check
 
-bench: $(STAMP) ## Measure the service beside its peers (QUICK=1 takes three to four minutes; ARGS=--help says more).
+bench: $(STAMP) ## Measure the service beside its peers (QUICK=1 takes three minutes; ARGS=--help says more).
 	@$(BIN)/python -m loadtest.bench $(if $(QUICK),--quick) $(ARGS)
 
 format: $(STAMP) ## Format the code, and mend what can be mended by itself.
