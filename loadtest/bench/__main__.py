@@ -179,10 +179,7 @@ application = typer.Typer(add_completion=False)
 def main(
     *,
     quick: Annotated[
-        bool,
-        typer.Option(
-            help="Only what has a target in P1 to P12, in fewer and shorter rounds: three minutes, and less certain."
-        ),
+        bool, typer.Option(help="Only the targets P1 to P12, in fewer and shorter rounds: three minutes, less certain.")
     ] = False,
     only: Annotated[str, typer.Option(help=f"Only these parts, with commas between: {', '.join(PARTS)}.")] = "",
     json: Annotated[Path | None, typer.Option(help=_where("figures", "json"), show_default=False)] = None,
