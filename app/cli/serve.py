@@ -52,14 +52,11 @@ def serve(options: ServeOptions) -> int:
     # Until the children are looked after, every ending signal ends the start, and them, like Ctrl-C does.
     for number in _ENDING_SIGNALS:
         signal.signal(number, signal.default_int_handler)
-    service = _Service(options)
     try:
-        with service.stack:
-            return service.run()
+        with ExitStack() as stack:
+            return _Service(options, stack).run()
     except KeyboardInterrupt:
-        # A second one, while it was ending, has nothing to tell.
-        if not service.has_served:
-            say("Stopped before it served.")
+        say("Stopped before it served.")
         return 0
 
 
@@ -70,12 +67,11 @@ def raise_file_limit() -> None:
 
 
 class _Service:
-    """One run of the service. What it opens, its stack closes in the reverse order."""
+    """One run of the service. What it opens, the stack closes in the reverse order."""
 
-    def __init__(self, options: ServeOptions) -> None:
-        self.stack = ExitStack()
-        self.has_served = False
+    def __init__(self, options: ServeOptions, stack: ExitStack) -> None:
         self._options = options
+        self._stack = stack
         self._engines: Engines | None = None
         self._webs: list[Child] = []
         self._workers: list[Child] = []
@@ -93,8 +89,8 @@ class _Service:
         # Before the engines: a port in use should not cost their start.
         listeners = listening_sockets(options.host, options.port, options.workers)
         for listener in listeners:
-            self.stack.callback(listener.close)
-        household = self.stack.enter_context(Household())
+            self._stack.callback(listener.close)
+        household = self._stack.enter_context(Household())
         # Whoever is started loads its modules while we do what comes next.
         if wants_fake:
             self._launch_fake_wechat(household)
@@ -129,7 +125,7 @@ class _Service:
     def _start_engines(self) -> None:
         engines = start_engines(self._options.data_dir, progress=say)
         self._engines = engines
-        self.stack.callback(_stop_engines, engines)
+        self._stack.callback(_stop_engines, engines)
         os.environ[surroundings.DATABASE_URL] = engines.database_dsn
         os.environ[surroundings.REDIS_URL] = engines.redis_url
 
@@ -182,12 +178,11 @@ class _Service:
         return True
 
     def _open_for_business(self, listener: socket.socket) -> None:
-        self.has_served = True
         options = self._options
         address = address_of(listener)
         if self._engines is not None:
             surroundings.announce(options.data_dir, address)
-            self.stack.callback(surroundings.withdraw, options.data_dir)
+            self._stack.callback(surroundings.withdraw, options.data_dir)
         workers = "1 web worker" if options.workers == 1 else f"{options.workers} web workers"
         where = f"data in {self._engines.data_dir}" if self._engines else "on servers given in the environment"
         say(f"Clocktower serves at {address} ({workers}, {where}).")

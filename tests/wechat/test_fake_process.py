@@ -71,6 +71,22 @@ def test_it_ends_with_a_starter_that_was_killed() -> None:
     fake.wait(END_TIMEOUT_SECONDS)
 
 
+def test_it_ends_without_complaint_when_nobody_is_left_to_hear_its_port() -> None:
+    hears, tells = os.pipe()
+    os.close(hears)
+    fake = subprocess.Popen(  # noqa: S603 - our own module
+        [sys.executable, "-m", "app.wechat.fake", "--lifeline", f"--announce-fd={tells}"],
+        pass_fds=[tells],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(tells)
+    # Its lifeline ends at once, too.
+    _, complaint = fake.communicate(timeout=END_TIMEOUT_SECONDS)
+    assert (fake.returncode, complaint) == (0, "")
+
+
 def test_sigterm_ends_it_although_a_slow_code_is_in_flight() -> None:
     with FakeWeChatProcess.start() as fake:
         host, port = urllib.parse.urlsplit(fake.base_url).netloc.split(":")

@@ -35,7 +35,7 @@ def test_what_was_measured_before_a_stop_is_kept_beside_the_last_whole_run(
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
-        # As make would run it: Ctrl-C is for this process alone, and it ends its own.
+        # A group of its own, to which Ctrl-C can be sent as a terminal does it.
         start_new_session=True,
     )
     try:
@@ -43,7 +43,10 @@ def test_what_was_measured_before_a_stop_is_kept_beside_the_last_whole_run(
         while "Opening 1 of 1" not in (line := bench.stdout.readline()):
             assert line, "it ended before the opening"
         family = psutil.Process(bench.pid).children(recursive=True)
-        bench.send_signal(number)
+        if number == signal.SIGINT:
+            os.killpg(bench.pid, number)
+        else:
+            bench.send_signal(number)
         said, _ = bench.communicate(timeout=WAIT_SECONDS_MAX)
     finally:
         bench.kill()
