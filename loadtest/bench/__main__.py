@@ -21,7 +21,7 @@ from app.core.embedded import EngineFault
 from loadtest.bench.growth import growth
 from loadtest.bench.install import install
 from loadtest.bench.machine import CannotBenchError, this_machine
-from loadtest.bench.opening import PARENTS, opening, start_up
+from loadtest.bench.opening import opening, start_up
 from loadtest.bench.page import print_table, write_page
 from loadtest.bench.peers import Peer
 from loadtest.bench.refusals import PARENTS as REFUSED_PARENTS
@@ -29,7 +29,7 @@ from loadtest.bench.refusals import PEERS as REFUSING_PEERS
 from loadtest.bench.refusals import refusals
 from loadtest.bench.results import PARTS, QUICK_PARTS, Picture, Results, Row
 from loadtest.bench.stage import Stage, stage
-from loadtest.bench.tail import tail
+from loadtest.bench.tail import opening_second, tail
 from loadtest.bench.winners import PEERS as GIVING_PEERS
 from loadtest.bench.winners import winners
 
@@ -47,7 +47,8 @@ Say = Callable[[str], None]
 class Effort:
     """How much is measured, and how often. `seconds` is what one lap takes.
 
-    With `targets_only` nothing is measured that has no target in P1 to P12.
+    With `targets_only` nothing is measured that has no target in P1 to P12, and of the opening its second only: signing
+    in is most of a rehearsal.
     """
 
     rounds: int
@@ -57,7 +58,6 @@ class Effort:
     sizes: tuple[int, ...]
     growth_rounds: int
     openings: int
-    parents: int
     starts: int
     tail_rounds: int
     targets_only: bool
@@ -72,7 +72,6 @@ WHOLE: Final = Effort(
     sizes=(300, 10_000, 100_000, 1_000_000),
     growth_rounds=7,
     openings=3,
-    parents=PARENTS,
     starts=3,
     tail_rounds=3,
     targets_only=False,
@@ -84,9 +83,7 @@ QUICK: Final = Effort(
     refused_parents=15_000,
     sizes=(300, 10_000),
     growth_rounds=2,
-    openings=1,
-    # Signing in is most of a rehearsal.
-    parents=500,
+    openings=2,
     starts=1,
     tail_rounds=1,
     targets_only=True,
@@ -112,10 +109,12 @@ async def bench(effort: Effort, results: Results, say: Say) -> None:
 async def _measure(part: str, effort: Effort, wrk: str, say: Say) -> tuple[list[Row], list[Picture]]:
     if part == "start":
         return await start_up(rounds=effort.starts, say=say), []
-    if part == "opening":
-        return await opening(rounds=effort.openings, parents=effort.parents, say=say), []
+    if part == "opening" and not effort.targets_only:
+        return await opening(rounds=effort.openings, say=say), []
     async with _new_stage(say) as at:
         match part:
+            case "opening":
+                return await opening_second(at, rounds=effort.openings, say=say), []
             case "refusals":
                 rows = await refusals(
                     *(at, wrk),

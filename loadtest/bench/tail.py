@@ -15,6 +15,7 @@ from typing import Final
 from loadtest.bench.latencies import Latencies, Quantiles
 from loadtest.bench.machine import CannotBenchError, kept_waiting_seconds, stolen_seconds
 from loadtest.bench.open_loop import burst_arrivals, poisson_arrivals, run_open_loop
+from loadtest.bench.opening import ANSWERED, LAST_PLACE
 from loadtest.bench.results import Curve, Picture, Row, Spread, Target, value_at_most
 from loadtest.bench.stage import Server, Stage
 from loadtest.bench.town import BenchRelease, book_places, claim_requests, make_town_release
@@ -39,6 +40,7 @@ _BOOKED: Final = 201
 # Which of the loads has a target, and the one of the opening second, in ms.
 _TARGETS: Final[Mapping[int, Target]] = {75: value_at_most(50)}
 _BURST_TARGET: Final = value_at_most(1_500)
+_BURST_WHAT: Final = f"opening second: {_BURST_PARENTS:,} parents, most in 300 ms, 300 places, one worker"
 _X_LABEL: Final = "share of answers that were quicker, in nines (1: 90 %, 2: 99 %, 3: 99.9 %)"
 
 
@@ -60,6 +62,22 @@ async def tail(
     bursts = [await _burst(stage, server, seed=number + 1, say=say) for number in range(rounds)]
     rows = [_row_of_load(load, runs) for load, runs in loads.items()]
     return [*rows, *_rows_of_bursts(bursts)], [_picture_of_loads(loads), _picture_of_bursts(bursts)]
+
+
+async def opening_second(stage: Stage, *, rounds: int, say: Callable[[str], None]) -> list[Row]:
+    """Return the rows P6 and P7 of the opening's second alone. Raises `CannotBenchError`."""
+    server = stage.serve()
+    runs: list[_Run] = []
+    for number in range(rounds):
+        say(f"Opening {number + 1} of {rounds}: its second, {_BURST_PARENTS:,} parents")
+        runs.append(await _burst(stage, server, seed=number + 1, say=say))
+    last_place = [run.latencies.by_status[_BOOKED].last_ms / 1e3 for run in runs]
+    answered = [run.latencies.all.p99_ms / 1e3 for run in runs]
+    note = "The opening's second alone, with passes signed before; a whole run rehearses all that parents do."
+    return [
+        Row("P6", f"{_BURST_WHAT}: last place answered after", "s", Spread.of(last_place), LAST_PLACE, note=note),
+        Row("P7", f"{_BURST_WHAT}: everybody answered, p99", "s", Spread.of(answered), ANSWERED, note=note),
+    ]
 
 
 async def _steady(
@@ -152,11 +170,10 @@ def _row_of_load(load: int, runs: Sequence[_Run]) -> Row:
 
 def _rows_of_bursts(runs: Sequence[_Run]) -> list[Row]:
     everybody = [run.latencies.all for run in runs]
-    what = f"opening second: {_BURST_PARENTS:,} parents, most in 300 ms, 300 places, one worker"
     rows = [
         Row(
             id="TB",
-            what=f"{what}: everybody answered, p99",
+            what=f"{_BURST_WHAT}: everybody answered, p99",
             unit="ms",
             value=Spread.of([quantiles.p99_ms for quantiles in everybody]),
             target=_BURST_TARGET,

@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +19,59 @@ from app.core.settings import ENVIRONMENT_PREFIX
 ROOT: Final = Path(__file__).parents[3]
 INTERRUPTED: Final = 130
 WAIT_SECONDS_MAX: Final = 120
+# The rehearsal itself, its server and the engines: fewer are only on their way.
+REHEARSING_PROCESSES: Final = 4
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the bench needs Linux")
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the bench needs Linux")
+@contextmanager
+def bench(directory: Path, *arguments: str) -> Generator[subprocess.Popen[str]]:
+    """Run the bench in a directory, where it finds neither wrk nor apt-get."""
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
+    process = subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, "-m", "loadtest.bench", *arguments],
+        cwd=directory,
+        env=settings | {"PYTHONPATH": str(ROOT), "PATH": str(directory)},
+        stdout=subprocess.PIPE,
+        text=True,
+        # A group of its own, to which Ctrl-C can be sent as a terminal does it.
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def stop_at(process: subprocess.Popen[str], words: str, number: signal.Signals, *, processes: int) -> str:
+    """Stop the bench once it says these words and has so many processes, none of which may stay; return its last."""
+    assert process.stdout is not None
+    while words not in (line := process.stdout.readline()):
+        assert line, f"it ended before it said {words!r}"
+    family = family_of(process, at_least=processes)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    said, _ = process.communicate(timeout=WAIT_SECONDS_MAX)
+    assert process.returncode == INTERRUPTED
+    assert "The bench broke off: " in said
+    _, alive = psutil.wait_procs(family, timeout=WAIT_SECONDS_MAX)
+    assert not alive
+    return said
+
+
+def family_of(process: subprocess.Popen[str], *, at_least: int) -> Sequence[psutil.Process]:
+    """Return the processes below this one, once there are so many."""
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while len(family := psutil.Process(process.pid).children(recursive=True)) < at_least:
+        assert time.monotonic() < deadline, f"only {family} started"
+        time.sleep(0.05)
+    return family
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_was_measured_before_a_stop_is_kept_beside_the_last_whole_run(
     number: signal.Signals, tmp_path: Path
@@ -26,38 +79,30 @@ def test_what_was_measured_before_a_stop_is_kept_beside_the_last_whole_run(
     whole = tmp_path / "build" / "bench.json"
     whole.parent.mkdir()
     whole.write_text("the last whole run")
-    settings = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
-    # Neither wrk nor apt-get is there: these parts need neither.
-    environment = settings | {"PYTHONPATH": str(ROOT), "PATH": str(tmp_path)}
-    bench = subprocess.Popen(
-        [sys.executable, "-m", "loadtest.bench", "--quick", "--only", "opening,start"],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        # A group of its own, to which Ctrl-C can be sent as a terminal does it.
-        start_new_session=True,
-    )
-    try:
-        assert bench.stdout is not None
-        while "Opening 1 of 1" not in (line := bench.stdout.readline()):
-            assert line, "it ended before the opening"
-        family = psutil.Process(bench.pid).children(recursive=True)
-        if number == signal.SIGINT:
-            os.killpg(bench.pid, number)
-        else:
-            bench.send_signal(number)
-        said, _ = bench.communicate(timeout=WAIT_SECONDS_MAX)
-    finally:
-        bench.kill()
-        bench.wait()
-    assert bench.returncode == INTERRUPTED
-    assert "The bench broke off: " in said
+    with bench(tmp_path, "--quick", "--only", "opening,start") as process:
+        stop_at(process, "Opening 1 of", number, processes=1)
     report = json.loads((tmp_path / "build" / "bench-part.json").read_text("utf-8"))
     assert [row["id"] for row in report["rows"]] == ["P12", "P12b"]
     assert report["finished"] == ["start"]
     assert report["trouble"] == "It was interrupted."
     assert not report["all_met"]
     assert whole.read_text() == "the last whole run"
-    _, alive = psutil.wait_procs(family, timeout=WAIT_SECONDS_MAX)
-    assert not alive
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_rehearsal_ends_with_its_bench(number: signal.Signals, tmp_path: Path) -> None:
+    with bench(tmp_path, "--only", "opening") as process:
+        said = stop_at(process, "Opening 1 of", number, processes=REHEARSING_PROCESSES)
+    assert "no target was measured" in said
+
+
+def test_a_quick_run_judges_the_second_of_the_opening(tmp_path: Path) -> None:
+    with bench(tmp_path, "--quick", "--only", "opening") as process:
+        said, _ = process.communicate(timeout=WAIT_SECONDS_MAX)
+    report = json.loads((tmp_path / "build" / "bench-part.json").read_text("utf-8"))
+    assert report["finished"] == ["opening"], said
+    rows = {row["id"]: row for row in report["rows"]}
+    assert rows["P6"]["target"] == "≤ 1 s"
+    assert rows["P7"]["target"] == "≤ 1.5 s"
+    assert all(row["met"] is not None for row in rows.values())
+    assert "passes signed before" in rows["P6"]["note"]
