@@ -90,6 +90,8 @@ class _Pretix:
                 *("--bind", f"127.0.0.1:{surroundings.port}", "--workers", "1", "--threads", str(_THREADS)),
                 # Loaded before it listens: whoever finds the port open is answered.
                 *("--preload", "--keep-alive", str(_KEEP_ALIVE_SECONDS), "--log-level", "warning"),
+                # What is still asked when the bench is over, nobody waits for.
+                *("--graceful-timeout", "1"),
             ),
             _environment(surroundings),
             surroundings.state_dir,
