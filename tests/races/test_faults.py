@@ -17,7 +17,7 @@ from app.core.ids import new_id
 from tests.booking.gate.agreement import assert_agrees, command, seen_in_redis
 from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, held, make_release, words
 from tests.booking.gate.conftest import OpenWorker
-from tests.booking.gate.relay import relaying
+from tests.relay import relaying
 from tests.booking.gate.waits import until
 
 pytestmark = pytest.mark.anyio
@@ -102,16 +102,16 @@ async def test_a_commit_whose_reply_was_lost_gives_the_retry_the_same_place(
         assert first.word == "confirmed"
         await behind.gate.release(made.release_id)
         request = Phone.with_pass(signer, made).claim()
-        relay.swallows = True
+        relay.answers.swallows = True
         asking = asyncio.create_task(behind.ask(request))
 
         async def written() -> bool:
             return await held(db, made) == [(0, 1)]
 
         await until(written)
-        await relay.swallowed.wait()
+        await relay.answers.swallowed.wait()
         elsewhere = await other.ask(request)
-        relay.swallows = False
+        relay.answers.swallows = False
         relay.cut()
         said = await asking
         again = await behind.ask(request)
@@ -138,10 +138,10 @@ async def test_a_script_whose_reply_was_lost_gives_the_retry_the_place_that_it_t
         await worker.ask(Phone.with_pass(signer, warm := await make_release(db)).claim())
         await worker.gate.release(made.release_id)
         request = Phone.with_pass(signer, made).claim()
-        relay.swallows = True
+        relay.answers.swallows = True
         asking = asyncio.create_task(worker.ask(request))
-        await relay.swallowed.wait()
-        relay.swallows = False
+        await relay.answers.swallowed.wait()
+        relay.answers.swallows = False
         relay.cut()
         said = await asking
         assert (said.status, said.word) == (503, "gate_unreachable")
@@ -303,12 +303,12 @@ async def test_a_frozen_postgresql_holds_up_nobody_once_it_is_back(
         worker = await open_worker(database_url=SecretStr(relayed_url), commit_timeout_ms=300, commit_wait_ms=200)
         assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
         # Its connections stay open and say nothing more.
-        relay.swallows = True
+        relay.answers.swallows = True
         request = Phone.with_pass(signer, made).claim()
         # Long enough for the commit to run into its time-out while nothing is heard.
         for _ in range(4):
             assert (await worker.ask(request)).word == "pending"
-        relay.swallows = False
+        relay.answers.swallows = False
 
         async def confirmed() -> bool:
             return (await worker.ask(request)).word == "confirmed"

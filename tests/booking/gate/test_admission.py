@@ -21,7 +21,7 @@ from tests.booking.gate.agreement import assert_agrees, seen_in_redis
 from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, held, make_release, words
 from tests.booking.gate.commits import no_commit_of, until_commits_wait
 from tests.booking.gate.conftest import OpenWorker
-from tests.booking.gate.relay import Relay, relaying
+from tests.relay import Relay, relaying
 from tests.booking.gate.waits import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.anyio
@@ -45,9 +45,9 @@ async def _stuck_script(
         worker = await open_worker(redis_url=SecretStr(f"unix://{socket_path}"), **changes)
         # The script is known to the server from here on, so what is lost is an answer and not "no such script".
         await worker.ask(Phone.with_pass(signer, made).claim())
-        relay.swallows = True
+        relay.answers.swallows = True
         first = asyncio.create_task(worker.ask(Phone.with_pass(signer, made).claim()))
-        await relay.swallowed.wait()
+        await relay.answers.swallowed.wait()
         try:
             yield worker, relay, first
         finally:
@@ -71,7 +71,7 @@ async def test_a_full_queue_sends_newcomers_away_at_once(
         said = await worker.ask(Phone.with_pass(signer, made).claim())
         assert (said.status, said.word, said.body["retryable"]) == (503, "busy", True)
         assert said.body["retry_after_ms"] > 0
-        relay.swallows = False
+        relay.answers.swallows = False
         with structlog.testing.capture_logs() as logs:
             relay.cut()
             assert (await first).word == "gate_unreachable"
@@ -97,7 +97,7 @@ async def test_who_waited_too_long_is_sent_away_uncounted_and_who_was_counted_is
         late = [asyncio.create_task(worker.ask(phone.claim())) for phone in phones]
         await asyncio.sleep(2 * _WAIT_MS / 1000)
         assert not first.done()
-        relay.swallows = False
+        relay.answers.swallows = False
         relay.cut()
         # Whether this one was counted is not known, and that is what it hears.
         assert (await first).word == "gate_unreachable"
@@ -224,10 +224,10 @@ async def test_a_gate_that_closes_leaves_nobody_without_a_word_who_waits_for_a_c
             redis_url=SecretStr(f"unix://{socket_path}"), shutdown_grace_seconds=1, redis_timeout_ms=10_000
         )
         assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
-        relay.swallows = True
+        relay.answers.swallows = True
         worker.gate._links.claims.cut()
         asking = asyncio.create_task(worker.ask(Phone.with_pass(signer, made).claim()))
-        await relay.swallowed.wait()
+        await relay.answers.swallowed.wait()
         async with asyncio.timeout(PATIENCE_SECONDS):
             await worker.gate.close()
             assert (await asking).word == "gate_unreachable"

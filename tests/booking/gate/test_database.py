@@ -14,7 +14,7 @@ from app.booking.gate.database import borrowed
 from app.booking.gate.passes import PassSigner
 from tests.booking.gate.builders import MadeRelease, Phone, Worker, make_release
 from tests.booking.gate.conftest import OpenWorker
-from tests.booking.gate.relay import Relay, relaying
+from tests.relay import Relay, relaying
 from tests.booking.gate.waits import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.anyio
@@ -53,14 +53,14 @@ async def test_a_connection_in_doubt_is_cut_without_a_word_from_a_frozen_server(
                 return await connection.fetchval("SELECT 1")
 
         assert await ask() == 1
-        line.relay.swallows = True
+        line.relay.answers.swallows = True
         asking = asyncio.create_task(ask())
-        await line.relay.swallowed.wait()
+        await line.relay.answers.swallowed.wait()
         asking.cancel()
         await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
         assert asking.cancelled()
         # The one connection that there may be is free for the next.
-        line.relay.swallows = False
+        line.relay.answers.swallows = False
         assert await ask() == 1
 
 
@@ -73,7 +73,7 @@ async def test_nobody_waits_for_the_rollback_on_a_silent_line(
         async def hold_the_lock() -> None:
             async with borrowed(database, timeout_seconds=0.5) as connection, connection.transaction():
                 await connection.execute(_LOCK, release_id)
-                line.relay.swallows = True
+                line.relay.answers.swallows = True
                 await connection.execute("SELECT 1")
 
         holding = asyncio.create_task(hold_the_lock())
@@ -92,8 +92,8 @@ async def _lost_in_a_rebuild(
         rebuilding = asyncio.create_task(worker.gate.rebuild(made.release_id))
 
         await until(lambda: db.fetchval(_WAITERS))
-        relay.swallows = True
-    await relay.swallowed.wait()
+        relay.answers.swallows = True
+    await relay.answers.swallowed.wait()
     return rebuilding
 
 
@@ -124,8 +124,8 @@ async def test_a_gate_closes_although_the_line_is_silent(
         asking = asyncio.create_task(lost.ask(Phone.with_pass(signer, made).claim()))
 
         await until(lambda: db.fetchval(_WAITERS))
-        line.relay.swallows = True
-    await line.relay.swallowed.wait()
+        line.relay.answers.swallows = True
+    await line.relay.answers.swallowed.wait()
     async with asyncio.timeout(PATIENCE_SECONDS):
         await lost.gate.close()
         assert (await asking).word == "gate_unreachable"

@@ -18,7 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from app.booking.gate.link import Argument, Link, Links, Script
 from app.core.settings import Settings
 from tests.booking.gate.agreement import command
-from tests.booking.gate.relay import Relay, relaying
+from tests.relay import Relay, relaying
 from tests.booking.gate.waits import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
@@ -101,7 +101,7 @@ async def test_each_hears_the_reply_to_their_own_question_however_the_replies_ar
     async with _behind_a_relay(settings, tmp_path) as (links, relay):
         link = links.claims
         await link.connect()
-        relay.piece_bytes = piece_bytes
+        relay.answers.piece_bytes = piece_bytes
         calls = _posted(
             link,
             [["SET", "a", b"\r\n$-1\r\n"], ["GET", "a"]],
@@ -127,10 +127,10 @@ async def test_a_lost_connection_fails_everybody_who_waits_and_the_next_question
     async with _behind_a_relay(settings, tmp_path) as (links, relay):
         link = links.claims
         await link.connect()
-        relay.swallows = True
+        relay.answers.swallows = True
         calls = _posted(link, *([["ECHO", str(n)]] for n in range(3)))
-        await relay.swallowed.wait()
-        relay.swallows = False
+        await relay.answers.swallowed.wait()
+        relay.answers.swallows = False
         relay.cut()
         assert _kinds(await _told(*calls)) == [RedisConnectionError] * 3
         assert not link.is_up
@@ -146,13 +146,13 @@ async def test_one_reply_that_does_not_come_in_time_breaks_the_link_for_those_be
     async with _behind_a_relay(settings, tmp_path, redis_timeout_ms=_TIMEOUT_MS) as (links, relay):
         link = links.claims
         await link.connect()
-        relay.swallows = True
+        relay.answers.swallows = True
         early = _posted(link, [["ECHO", "early"]])
         await asyncio.sleep(_TIMEOUT_MS / 2_000)
         late = _posted(link, [["ECHO", "late"]])
         assert _kinds(await _told(*early)) == [RedisTimeoutError]
         # Its own time is not over, but a reply that came now could be that to the question before.
-        relay.swallows = False
+        relay.answers.swallows = False
         assert _kinds(await _told(*late)) == [RedisConnectionError]
         assert await link.commands([["ECHO", "again"]]) == [b"again"]
 
@@ -243,12 +243,12 @@ async def test_no_failure_is_left_unheard(settings: Settings, tmp_path: Path, ca
     async with _behind_a_relay(settings, tmp_path) as (links, relay):
         link = links.claims
         await link.connect()
-        relay.swallows = True
+        relay.answers.swallows = True
         asking = [asyncio.create_task(link.commands([["PING"]])) for _ in range(3)]
-        await relay.swallowed.wait()
+        await relay.answers.swallowed.wait()
         asking[0].cancel()
         told = await asyncio.gather(*asking, return_exceptions=True)
         assert all(isinstance(one, RedisError | asyncio.CancelledError) for one in told)
-        relay.swallows = False
+        relay.answers.swallows = False
     gc.collect()
     assert "never retrieved" not in caplog.text
