@@ -10,7 +10,7 @@ BOOTSTRAP := .cache/bootstrap
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check bench format lock clean
+.PHONY: help env demo test check proof chaos bench format lock clean
 
 help: ## Say what can be made.
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/^([a-z]+): .*## (.*)/  make \1\t\2/' | expand -t 16
@@ -30,6 +30,12 @@ check: $(STAMP) ## Check style, types, imports, migrations and the lock file.
 	$(BIN)/lint-imports --no-logo --cache-dir .cache/import-linter
 	$(BIN)/clocktower migrate --check --embedded
 	$(BIN)/python deploy/lock.py --check
+
+proof: $(STAMP) ## Switch one guard off after the other, and see that the checker of the chaos says so.
+	@$(BIN)/python -m pytest -m proof $(ARGS)
+
+chaos: $(STAMP) ## Break something in the middle of an opening, again and again (SEED=7 ROUNDS=200; ARGS=--help says more).
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 bench: $(STAMP) ## Measure the service beside its peers (QUICK=1 takes three minutes; ARGS=--help says more).
 	@$(BIN)/python -m loadtest.bench $(if $(QUICK),--quick) $(ARGS)

@@ -17,8 +17,8 @@ from app.core.ids import new_id
 from tests.booking.gate.agreement import assert_agrees, command, seen_in_redis
 from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, held, make_release, words
 from tests.booking.gate.conftest import OpenWorker
-from tests.relay import relaying
 from tests.booking.gate.waits import until
+from tests.relay import relaying
 
 pytestmark = pytest.mark.anyio
 

@@ -21,8 +21,8 @@ from tests.booking.gate.agreement import assert_agrees, seen_in_redis
 from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, held, make_release, words
 from tests.booking.gate.commits import no_commit_of, until_commits_wait
 from tests.booking.gate.conftest import OpenWorker
-from tests.relay import Relay, relaying
 from tests.booking.gate.waits import PATIENCE_SECONDS, until
+from tests.relay import Relay, relaying
 
 pytestmark = pytest.mark.anyio
 

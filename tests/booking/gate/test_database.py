@@ -14,8 +14,8 @@ from app.booking.gate.database import borrowed
 from app.booking.gate.passes import PassSigner
 from tests.booking.gate.builders import MadeRelease, Phone, Worker, make_release
 from tests.booking.gate.conftest import OpenWorker
-from tests.relay import Relay, relaying
 from tests.booking.gate.waits import PATIENCE_SECONDS, until
+from tests.relay import Relay, relaying
 
 pytestmark = pytest.mark.anyio
 

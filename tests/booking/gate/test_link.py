@@ -18,8 +18,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from app.booking.gate.link import Argument, Link, Links, Script
 from app.core.settings import Settings
 from tests.booking.gate.agreement import command
-from tests.relay import Relay, relaying
 from tests.booking.gate.waits import PATIENCE_SECONDS
+from tests.relay import Relay, relaying
 
 pytestmark = pytest.mark.anyio
 
