@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from app.booking.gate.passes import PassSigner
-from app.core.web.protocol import HEAD_LIMIT_BYTES
+from app.core.web.protocol import AHEAD_LIMIT, HEAD_LIMIT_BYTES
 from tests.booking.gate.builders import MadeRelease, Phone, held
 from tests.booking.gate.commits import no_commit_of, until_commits_wait
 from tests.booking.gate.waits import until
@@ -14,7 +14,8 @@ from tests.contract.line import Line, chunked, claim_message, connected, message
 
 pytestmark = pytest.mark.anyio
 
-BURST: Final = 20
+# As many as may wait for the answer to another, and that one.
+BURST: Final = AHEAD_LIMIT + 1
 
 
 @pytest.fixture
@@ -135,12 +136,12 @@ async def test_polls_are_answered_alike_however_they_are_written(line: Line, mad
 
 
 async def test_many_requests_in_one_piece_are_not_one_head_that_is_too_long(line: Line, phone: Phone) -> None:
-    poll = message("GET", _poll(phone.made), headers={"x-more": "a" * 5_000})
-    together = poll * 40
+    poll = message("GET", _poll(phone.made), headers={"x-more": "a" * 10_000})
+    together = poll * AHEAD_LIMIT
     # The last of them begins beyond the limit of a head, and ends in the next piece.
     assert len(together) > 2 * HEAD_LIMIT_BYTES
     line.send(together[:-1_000])
-    assert [(await line.hear()).status for _ in range(39)] == [200] * 39
+    assert [(await line.hear()).status for _ in range(AHEAD_LIMIT - 1)] == [200] * (AHEAD_LIMIT - 1)
     line.send(together[-1_000:])
     assert (await line.hear()).status == 200
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from app.booking.gate.desk import Desk, Reply, Request
 from app.booking.gate.passes import PassSigner
 from app.core.settings import Settings
+from app.core.web.protocol import AHEAD_LIMIT
 from app.main import create_api, with_gate_in_front
 from tests.booking.gate.builders import MadeRelease, Phone, make_release
 from tests.booking.gate.commits import no_commit_of, until_commits_wait
@@ -92,7 +93,7 @@ async def test_a_connection_whose_request_is_still_to_be_answered_is_not_idle(
     assert (await line.hear()).status == 201
 
 
-async def test_what_a_phone_does_not_read_is_not_piled_up_and_comes_in_order_when_it_does(
+async def test_what_a_phone_does_not_read_is_not_piled_up_and_what_was_taken_comes_in_order(
     address: str, served_api: FastAPI, db: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     # An answer of many pools is some kilobytes long, and the question some bytes.
@@ -113,6 +114,31 @@ async def test_what_a_phone_does_not_read_is_not_piled_up_and_comes_in_order_whe
         await asyncio.sleep(LONGER_SECONDS)
         # What the two sockets hold, and no more: the rest has not even been asked.
         assert len(taken) < UNREAD / 2, (len(taken), length)
-        heard = [await line.hear() for _ in ids]
-        assert [answer.headers["x-request-id"] for answer in heard] == ids
+        heard = [await line.hear()]
+        while "connection" not in heard[-1].headers:
+            heard.append(await line.hear())
+        # Those that waited when there were too many of them were the last.
+        assert heard[-1].headers["connection"] == "close"
+        assert await line.hear_the_end() == b""
+        assert len(taken) == len(heard) < UNREAD
+        assert [answer.headers["x-request-id"] for answer in heard] == ids[: len(heard)] == taken
         assert {len(answer.body) for answer in heard} == {length}
+
+
+@pytest.mark.parametrize("more", [0, 1, 500])
+async def test_of_what_is_sent_ahead_of_an_answer_so_many_are_answered_and_then_the_connection_ends(
+    more: int, line: Line, db: "asyncpg.Connection[asyncpg.Record]", database_url: str, signer: PassSigner
+) -> None:
+    phone = Phone.with_pass(signer, made := await make_release(db))
+    ids = [f"request-{n:03}" for n in range(AHEAD_LIMIT + more)]
+    async with no_commit_of(database_url, made):
+        line.send(claim_message(phone), *(message("GET", "/v1/time", headers={"x-request-id": id_}) for id_ in ids))
+        await until_commits_wait(db)
+    assert (await line.hear()).status == 201
+    heard = [await line.hear() for _ in range(AHEAD_LIMIT)]
+    assert [answer.headers["x-request-id"] for answer in heard] == ids[:AHEAD_LIMIT]
+    if more:
+        assert heard[-1].headers["connection"] == "close"
+        assert await line.hear_the_end() == b""
+    else:
+        assert (await line.ask(_poll(made))).status == 200

@@ -147,6 +147,7 @@ class GateProtocol(ProblemProtocol):
 
     def on_message_begin(self) -> None:
         """Keep the head of a request; what ASGI wants to know of it is gathered only if it goes that way."""
+        self.bound_what_is_ahead()
         self._is_idle = self._is_between_messages = False
         self._in_head, self._head_bytes = True, 0
         self.url = b""

@@ -13,6 +13,9 @@ from app.core.web.headers import REQUEST_ID_NAME, request_id_for, with_standing_
 # Address and headers of one request. The parser itself has no bound for a header and would gather it in memory.
 # A pass for ten people and every pool has about 2 KiB.
 HEAD_LIMIT_BYTES: Final = 65_536
+# Requests of one connection that may wait for the answer to another. Phones send none ahead; what is sent ahead without
+# end, by somebody who reads no answer, must not fill the memory.
+AHEAD_LIMIT: Final = 16
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
 _HEAD: Final = b"%b%b" + REQUEST_ID_NAME + b": %b\r\ncontent-length: %d\r\n\r\n"
@@ -59,8 +62,16 @@ def _written_head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> byte
     return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in with_standing_headers(headers))
 
 
+class _TooFarAheadError(Exception):
+    """Ends the parsing of a piece in which more is sent ahead than will be answered."""
+
+
 class ProblemProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with problem documents (RFC 9457) where it would answer in plain text, and bounded heads."""
+    """uvicorn's protocol, with problem documents (RFC 9457) where it would answer in plain text, and with bounds.
+
+    One for the head of a request, and one for the requests that wait for the answer to another: those within it are
+    answered, and then the connection is closed (RFC 9112, section 9.3.2, has clients expect that).
+    """
 
     # None only after the connection is lost, when nothing is read any more.
     parser: Any
@@ -76,8 +87,17 @@ class ProblemProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Count from here what has come of this request's head."""
+        self.bound_what_is_ahead()
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
+
+    def bound_what_is_ahead(self) -> None:
+        """Read no more of a connection on which so many wait, and close it after the last of them."""
+        if len(self.pipeline) >= AHEAD_LIMIT:
+            last, _ = self.pipeline[0]
+            last.keep_alive = False
+            self._reads_on = False
+            raise _TooFarAheadError
 
     def on_headers_complete(self) -> None:
         """Let the request begin."""
@@ -92,7 +112,8 @@ class ProblemProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+            if self._reads_on:
+                self.send_400_response("Invalid HTTP request received.")
             return
         except HttpParserUpgrade:
             # Nothing here is spoken but HTTP; who asks for something else is answered in HTTP (RFC 9110, section 7.8).
