@@ -104,7 +104,7 @@ async def _said_by_process(spec_path: str, limit_seconds: float) -> bytes:
     return said
 
 
-def _replayed(path: Path) -> list[bytes]:
+def replayed(path: Path) -> list[bytes]:
     """Return the requests of a replay file (see `town.as_replay`)."""
     packed = path.read_bytes()
     requests: list[bytes] = []
@@ -123,7 +123,7 @@ async def _run(spec: Spec, requests: Sequence[bytes]) -> Latencies:
 def main() -> None:
     """Run the schedule of a spec file, and print what came of it as one line of JSON."""
     spec = msgspec.msgpack.decode(Path(sys.argv[1]).read_bytes(), type=Spec)
-    requests = _replayed(Path(spec.replay))
+    requests = replayed(Path(spec.replay))
     if spec.core is not None:
         os.sched_setaffinity(0, {spec.core})
     raise_file_limit(spec.connections_max)

@@ -16,6 +16,9 @@ from tests.chaos.evidence import BookingRow, Change, Evidence
 
 # What one fault may cost a release of 300 places, in seconds after it is over.
 UNAVAILABLE_SECONDS_MAX: Final = 3.0
+# How soon after a storm everything is as before, and by how much a web worker may grow in one.
+BACK_SECONDS_MAX: Final = 2.0
+GROWTH_MIB_MAX: Final = 150.0
 # The phones' clock and PostgreSQL's are the same; a line is written a moment after its time was read.
 _SLACK_SECONDS: Final = 0.05
 _LIVE: Final = frozenset({"confirmed", "waitlisted"})
@@ -24,6 +27,8 @@ _FINAL_OUTCOMES: Final = frozenset({"claim_void", "time_clash"})
 _REFUSED: Final = 400
 _SERVER_ERROR: Final = 500
 _BUSY: Final = frozenset({429, 503})
+# 0 is a connection that was given up, by the storm or by its end.
+_EXPECTED_IN_A_STORM: Final = frozenset({0, 200, 201, 202, 409, *_BUSY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +235,7 @@ def _later_waiters_first(evidence: Evidence, pool: str, in_order: list[BookingRo
 def _passed_waiters(evidence: Evidence, pool: str, in_order: list[BookingRow], newcomer: Change) -> Found:
     asked_s = _asked_s(evidence, newcomer.claim)
     for waiter in in_order:
-        waits_since_s = evidence.changes_of[waiter.id][0].at_s
+        waits_since_s = evidence.changes_of[waiter.id][0].seen_s
         if waits_since_s + _SLACK_SECONDS < asked_s and _waited_through(evidence, waiter, newcomer):
             yield Violation(f"a newcomer passed a waiter of pool {pool}", (waiter.claim, newcomer.claim))
 
@@ -244,7 +249,8 @@ def _waited_through(evidence: Evidence, waiter: BookingRow, event: Change | None
     if event is None:
         return False
     came, *went = evidence.changes_of[waiter.id]
-    return came.number < event.number and all(change.number > event.number for change in went)
+    # Whoever gave the place away may not have seen somebody who was just being written.
+    return came.seen_s < event.at_s - _SLACK_SECONDS and all(change.number > event.number for change in went)
 
 
 def _asked_s(evidence: Evidence, claim_id: str) -> float:
@@ -299,6 +305,32 @@ def no_other_error(evidence: Evidence) -> Found:
     for operation in evidence.history.operations:
         if operation.status >= _SERVER_ERROR and operation.status not in _BUSY:
             yield Violation(f"{operation.kind} was answered with {operation.status}", (operation.claim,))
+    if evidence.hasty:
+        yield Violation(f"{len(evidence.hasty)} were sent away without Retry-After", tuple(evidence.hasty[:3]))
+
+
+def overload_is_bounded(evidence: Evidence) -> Found:
+    """In a storm: memory has a bound, health checks and winners' retries pass, and soon after it all is as before."""
+    strain = evidence.strain
+    if strain is None:
+        return
+    unexpected = set(strain.answers) - _EXPECTED_IN_A_STORM
+    if unexpected:
+        yield Violation(f"the storm was answered with {sorted(unexpected)}")
+    if strain.without_retry_after:
+        yield Violation(f"{strain.without_retry_after} of the storm were sent away without Retry-After")
+    grown_mib = strain.memory_mib - strain.memory_before_mib
+    if grown_mib > GROWTH_MIB_MAX:
+        yield Violation(f"a web worker grew by {grown_mib:.0f} MiB, to {strain.memory_mib:.0f}")
+    if strain.failed_checks:
+        yield Violation(f"{strain.failed_checks} of {strain.checks} health checks failed")
+    if strain.failed_retries:
+        yield Violation(f"{strain.failed_retries} of {strain.retries} winners asked again in vain")
+    if strain.back_s > BACK_SECONDS_MAX:
+        yield Violation(f"health checks were slow for {strain.back_s:.1f} s after the storm")
+    away_s = evidence.recovery.unavailable_after_s
+    if away_s is None or away_s > BACK_SECONDS_MAX:
+        yield Violation("nobody got a place for too long after the storm")
 
 
 CHECKS: Final[Mapping[str, Callable[[Evidence], Found]]] = {
@@ -317,6 +349,7 @@ CHECKS: Final[Mapping[str, Callable[[Evidence], Found]]] = {
         recovery_is_bounded,
         together_is_all_or_nothing,
         no_other_error,
+        overload_is_bounded,
     )
 }
 

@@ -39,6 +39,7 @@ _LATE_SECONDS: Final = 4.0
 _WANTS_BOTH_SHARE: Final = 0.3
 # Of those who hear nothing: who does not ask again while the crowd is there.
 _GIVES_UP_SHARE: Final = 0.3
+_RETRY_TRIES: Final = 3
 _REFUSED: Final = 400
 _BUSY: Final = frozenset({429, 503})
 _GIVEN_BACK: Final = frozenset({200, 204})
@@ -62,12 +63,20 @@ class Parent:
     token_headers: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A winner's claim that was sent again: when, and whether it got the same "yes" within some tries."""
+
+    started_s: float
+    is_yes: bool
+
+
 @dataclass(slots=True)
 class Probes:
-    """What the probes found: when somebody got a place, in seconds of the round."""
+    """What the probes found: when somebody got a place, in seconds of the round, and winners' retries."""
 
     yes_at_s: list[float] = field(default_factory=list[float])
-    sent: int = 0
+    retries: list[Retry] = field(default_factory=list[Retry])
 
 
 class Crowd:
@@ -82,6 +91,8 @@ class Crowd:
         self.probes = Probes()
         # Nobody begins anything new any more; what is under way is asked for until it is decided.
         self.is_over = asyncio.Event()
+        # Claims that were sent away without a word about when to come again.
+        self.hasty: list[str] = []
         self._began_at = time.perf_counter()
         self.began_at_epoch_seconds = time.time()
         self._parents = 0
@@ -104,7 +115,6 @@ class Crowd:
         async with asyncio.TaskGroup() as group:
             while not self.is_over.is_set():
                 group.create_task(self._probe_once())
-                self.probes.sent += 1
                 await asyncio.sleep(PROBE_EVERY_SECONDS)
 
     async def settle(self, limit_seconds: float) -> None:
@@ -236,6 +246,8 @@ class Crowd:
         else:
             heard = read_answer(answer)
             status, outcome, body = answer.status, heard.outcome, heard.body
+            if status in _BUSY and b"retry-after" not in answer.headers:
+                self.hasty.append(claim_id)
         operation = Operation(
             kind=kind,
             parent=parent.number,
@@ -302,8 +314,18 @@ class Crowd:
         said = await self._once(lambda phone: self._put(parent, phone, wish))
         if said.is_yes:
             self.probes.yes_at_s.append(said.ended_s)
+            await self._ask_again(parent, wish)
         elif said.status in {0, 202} or said.status in _BUSY:
             self._doubtful[wish.claim_id] = parent
+
+    async def _ask_again(self, parent: Parent, wish: Wish) -> None:
+        """Send a winner's claim again. A worker that has not met it may send it away once or twice."""
+        started_s, is_yes, tries = self.now(), False, 0
+        while not is_yes and tries < _RETRY_TRIES:
+            await asyncio.sleep(tries * _WAIT_SECONDS_MAX / 2)
+            is_yes = (await self._once(lambda phone: self._put(parent, phone, wish))).is_yes
+            tries += 1
+        self.probes.retries.append(Retry(started_s, is_yes))
 
     async def _until_known(self, claim_id: str, parent: Parent, deadline: float) -> None:
         wish = self.history.wishes[claim_id]

@@ -19,7 +19,7 @@ import psutil
 from app.core.embedded import start_engines
 from app.core.embedded.account import Account, choose_account
 from app.core.embedded.directories import POSTGRES_SOCKET_NAME, VALKEY_SOCKET_NAME, Layout, make_run_dir
-from app.core.embedded.postgres import Postgres
+from app.core.embedded.postgres import ROLE, SUPERUSER, Postgres
 from app.core.embedded.valkey import Valkey
 from tests.conftest import migrate
 
@@ -53,11 +53,16 @@ class Template:
 
 
 async def _observe(database_dsn: str) -> None:
-    connection = await asyncpg.connect(database_dsn)
-    try:
-        await connection.execute(_OBSERVER.read_text("utf-8"))
-    finally:
-        await connection.close()
+    for user, statements in (
+        (ROLE, _OBSERVER.read_text("utf-8")),
+        # From its next start on: when a change could be seen by others, the change itself cannot know.
+        (SUPERUSER, "ALTER SYSTEM SET track_commit_timestamp = on"),
+    ):
+        connection = await asyncpg.connect(database_dsn, user=user)
+        try:
+            await connection.execute(statements)
+        finally:
+            await connection.close()
 
 
 class SmallDisk:

@@ -54,10 +54,14 @@ class BookingRow:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A booking as it was from this moment on, in the order in which the changes were made."""
+    """A booking as it was from this moment on, in the order in which the changes were made.
+
+    `at_s` is when it was written, `seen_s` when it was committed: from then on others can see it.
+    """
 
     number: int
     at_s: float
+    seen_s: float
     booking: str
     claim: str
     person: str
@@ -90,6 +94,28 @@ class Recovery:
     settled_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Strain:
+    """What a storm did to the service. Memory is the most that a web worker had, before it and in the whole round.
+
+    `back_s` is how long after its end a health check was slow or wrong for the last time. Retries are claims of winners
+    that were sent again in the storm.
+    """
+
+    sent: int
+    connections: int
+    answers: Mapping[int, int]
+    without_retry_after: int
+    memory_before_mib: float
+    memory_mib: float
+    checks: int
+    failed_checks: int
+    slowest_check_s: float
+    back_s: float
+    retries: int
+    failed_retries: int
+
+
 @dataclass
 class Evidence:
     """All that the verdict on a round rests on."""
@@ -102,6 +128,9 @@ class Evidence:
     gate: Seen | None
     recovery: Recovery
     unanswered: Sequence[str] = field(default_factory=tuple[str, ...])
+    # Claims that were answered with 429 or 503 and not told when to come again.
+    hasty: Sequence[str] = field(default_factory=tuple[str, ...])
+    strain: Strain | None = None
 
     @cached_property
     def stories(self) -> Mapping[str, ClaimStory]:
@@ -168,7 +197,8 @@ async def _read_truth(
     )
     # A claim that was undone whole, in the transaction that wrote it, nobody ever saw.
     changes = await database.fetch(
-        "SELECT seen_booking.* FROM seen_booking JOIN booking ON booking.id = booking_id"
+        "SELECT seen_booking.*, pg_xact_commit_timestamp(seen_booking.xmin) AS seen_at"
+        " FROM seen_booking JOIN booking ON booking.id = booking_id"
         " WHERE seen_booking.pool_id = ANY ($1) ORDER BY seen_booking.id",
         made.pools,
     )
@@ -200,6 +230,7 @@ async def _read_truth(
             Change(
                 row["id"],
                 moment(row["at"]),
+                moment(row["seen_at"]),
                 str(row["booking_id"]),
                 str(row["claim_id"]),
                 str(row["person_id"]),

@@ -8,25 +8,33 @@ import asyncio
 import contextlib
 import random
 import signal
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import asyncpg
+import msgspec
 import psutil
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from app.core.embedded.postgres import SUPERUSER
+from loadtest.bench.town import BenchRelease, claim_requests, poll_requests
+from loadtest.bench.wrk import replay_file
 from tests.chaos.engines import freeze, kill, thaw
 from tests.chaos.stand import PAUSE_SECONDS, Stand
+from tests.chaos.storm import FLOOD_PHONES, RETRYING_PHONES, SILENT_PHONES, SLOW_PHONES, Heard
 from tests.relay import Direction, Relay
 
 _LOCK_SECONDS: Final = 10.0
 _DELAY_SECONDS: Final = 0.4
 _HELD_SECONDS: Final = 2.0
+_STORM_SECONDS: Final = 4.0
+_STRANGERS: Final = 10_000
+_QUEUE_LIMIT: Final = 200
 # Of the gate's sessions, the one that was used last.
 _GATE_BACKEND: Final = """
 SELECT pid FROM pg_stat_activity WHERE application_name = 'clocktower-gate' ORDER BY state_change DESC LIMIT 1
@@ -39,11 +47,15 @@ _SYNC_SECONDS_MAX: Final = 5.0
 
 @dataclass(slots=True)
 class Strike:
-    """When a fault began and when it was over, by `time.perf_counter`. `missed`: it found nothing to strike."""
+    """When a fault began and when it was over, by `time.perf_counter`. `missed`: it found nothing to strike.
+
+    `storm` is what a storm heard.
+    """
 
     began_at: float = 0.0
     ended_at: float = 0.0
     missed: bool = False
+    storm: Heard | None = None
 
     def begins(self) -> None:
         """Note that it breaks now."""
@@ -59,13 +71,17 @@ Play = Callable[[Stand, random.Random, Strike], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that can break. `seam` is opened in the service's processes for the whole round."""
+    """One thing that can break. `seam` is opened in the service's processes for the whole round.
+
+    `settings` are the service's in this round, besides those of every round.
+    """
 
     name: str
     what: str
     play: Play
     seam: str = ""
     on_a_small_disk: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 # Processes of the service.
@@ -118,7 +134,8 @@ def _crash(point: str, *, after: Play | None = None) -> Play:
 
 
 async def _leave_orphans(stand: Stand, rng: random.Random, strike: Strike) -> None:
-    await _crash("after_the_script", after=_nothing)(stand, rng, strike)
+    """Lose a whole group of winners: some of their phones ask no more."""
+    await _crash("before_the_commit", after=_nothing)(stand, rng, strike)
 
 
 async def _nothing(_stand: Stand, _rng: random.Random, strike: Strike) -> None:
@@ -367,8 +384,55 @@ def _both_down(*, postgres_first: bool) -> Play:
     return play
 
 
+# Storms.
+
+
+def _storm(kind: str) -> Play:
+    async def play(stand: Stand, rng: random.Random, strike: Strike) -> None:
+        made = stand.made
+        # Of the crowd's pools, so that the probes' places are left to them.
+        release = BenchRelease(made.release_id, made.pools[:-1], sum(made.capacities[:-1]))
+        if kind == "slow_readers":
+            requests = poll_requests(release)
+        else:
+            signer, seed = stand.keys.passes, rng.getrandbits(32)
+            requests = await asyncio.to_thread(claim_requests, signer, release, count=_STRANGERS, seed=seed)
+        async with replay_file(requests) as path:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.chaos.storm", kind, stand.address, str(_STORM_SECONDS), str(path)),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            strike.begins()
+            try:
+                said, _ = await process.communicate()
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+            strike.ends()
+        strike.storm = msgspec.json.decode(said, type=Heard)
+
+    return play
+
+
+_STORMS: Final = (
+    Fault("flood", f"{FLOOD_PHONES:,} strangers claim without a pause", _storm("flood")),
+    Fault(
+        "flood_refused",
+        f"the same, where each worker lets {_QUEUE_LIMIT} wait and sends the others away",
+        _storm("flood"),
+        settings={"ADMISSION_QUEUE_LIMIT": str(_QUEUE_LIMIT)},
+    ),
+    Fault("retry_storm", f"{RETRYING_PHONES:,} phones send the same claim without a pause", _storm("retries")),
+    Fault("reconnect_storm", "phones call, ask, hang up and call again, without a pause", _storm("reconnects")),
+    Fault("silent_lines", f"{SILENT_PHONES:,} connections are held open and say nothing", _storm("silence")),
+    Fault("slow_senders", f"{SLOW_PHONES:,} phones send their claims a byte at a time", _storm("slow_senders")),
+    Fault("slow_readers", f"{SLOW_PHONES:,} phones ask and ask, and read no answer", _storm("slow_readers")),
+)
+
+
 def _crashing(name: str, what: str, point: str, *, after: Play | None = None) -> Fault:
-    seam = f"{point}+after_the_script" if point == "while_sweeping" else point
+    seam = f"{point}+before_the_commit" if after is _leave_orphans else point
     return Fault(name, what, _crash(point, after=after), seam)
 
 
@@ -444,6 +508,7 @@ _CATALOGUE: Final = (
     Fault(
         "both_down_valkey_first", "both engines are killed; Valkey comes back first", _both_down(postgres_first=False)
     ),
+    *_STORMS,
     Fault("clocks_apart", "the workers' clocks are two hours apart", _nothing, "clocks_apart"),
 )
 FAULTS: Final[Mapping[str, Fault]] = {fault.name: fault for fault in _CATALOGUE}

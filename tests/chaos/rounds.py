@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from tests.booking.gate.agreement import epoch_in_force, seen_in_redis
 from tests.chaos.checker import Violation, judge, story_of
 from tests.chaos.crowd import Crowd, Probes, unanswered
 from tests.chaos.engines import Template
-from tests.chaos.evidence import Evidence, Pool, Recovery, read_truth
+from tests.chaos.evidence import Evidence, Pool, Recovery, Strain, read_truth
 from tests.chaos.faults import Fault, Strike
 from tests.chaos.stand import (
     ACCOUNT_LIMIT,
@@ -28,6 +28,7 @@ from tests.chaos.stand import (
     left_behind,
     standing,
 )
+from tests.chaos.watch import Watch
 
 # When the burst comes, how long after its beginning the fault strikes, and how long the crowd stays when it is over.
 _BURST_SECONDS: Final = (0.4, 0.8)
@@ -36,6 +37,8 @@ _AFTER_SECONDS: Final = 2.5
 _SETTLE_SECONDS_MAX: Final = 15.0
 _LOOK_EVERY_SECONDS: Final = 0.1
 _STORIES_MAX: Final = 3
+# On a machine that does nothing else they take some ms.
+_SLOW_CHECK_SECONDS: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -49,6 +52,7 @@ class Outcome:
     promised: int = 0
     missed: bool = False
     recovery: Recovery = field(default_factory=lambda: Recovery(0.0, None, None))
+    strain: Strain | None = None
     broken: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     stories: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     trouble: str = ""
@@ -72,6 +76,7 @@ class Outcome:
             "unavailable_during_s": round(self.recovery.unavailable_during_s, 3),
             "unavailable_after_s": _rounded(self.recovery.unavailable_after_s),
             "settled_s": _rounded(self.recovery.settled_s),
+            "strain": None if self.strain is None else asdict(self.strain),
             "violations": self.broken,
             "stories": self.stories,
             "trouble": self.trouble or None,
@@ -100,7 +105,9 @@ async def play(
     rng = random.Random(f"{seed}/{number}")
     at = directory / f"round-{number}"
     try:
-        async with standing(at, template, seam=seam or fault.seam, on_a_small_disk=fault.on_a_small_disk) as stand:
+        async with standing(
+            at, template, seam=seam or fault.seam, on_a_small_disk=fault.on_a_small_disk, more_settings=fault.settings
+        ) as stand:
             async with stand.database() as database:
                 for statement in statements:
                     await database.execute(statement)
@@ -130,7 +137,7 @@ def _note(outcome: Outcome, evidence: Evidence) -> None:
     outcome.operations = len(evidence.history.operations)
     outcome.unknowns = sum(operation.status == 0 for operation in evidence.history.operations)
     outcome.promised = sum(story.yes is not None for story in evidence.stories.values())
-    outcome.recovery = evidence.recovery
+    outcome.recovery, outcome.strain = evidence.recovery, evidence.strain
     found = judge(evidence)
     for name, violations in found.items():
         outcome.broken[name] = [violation.sentence for violation in violations]
@@ -146,27 +153,30 @@ def _shown(violations: Sequence[Violation]) -> list[str]:
 
 async def _rush(stand: Stand, fault: Fault, rng: random.Random, outcome: Outcome) -> Evidence:
     await stand.ready()
-    strike = Strike()
+    strike, watch = Strike(), Watch()
     async with Network(stand.address) as network:
         crowd = Crowd(network, stand.made, stand.keys, rng)
         async with asyncio.TaskGroup() as group:
+            watching = group.create_task(watch.keep(stand))
             burst_s = rng.uniform(*_BURST_SECONDS)
             strike_s = burst_s + rng.uniform(*_STRIKE_SECONDS)
             group.create_task(crowd.rush(burst_s))
             group.create_task(crowd.probe())
             try:
                 await asyncio.sleep(strike_s - crowd.now())
+                watch.begins()
                 await fault.play(stand, rng, strike)
                 await asyncio.sleep(_AFTER_SECONDS)
                 await _served_again(crowd, strike)
             finally:
                 crowd.is_over.set()
+                watching.cancel()
         outcome.missed = strike.missed
         await stand.ready()
         await crowd.settle(_SETTLE_SECONDS_MAX)
         await crowd.take_the_rest(_SETTLE_SECONDS_MAX)
         settled_s = await _at_rest(stand)
-        return await _evidence(stand, crowd, strike, settled_s)
+        return await _evidence(stand, crowd, strike, settled_s, watch)
 
 
 async def _served_again(crowd: Crowd, strike: Strike) -> None:
@@ -199,7 +209,7 @@ def _valkey_in_use(stand: Stand) -> AbstractAsyncContextManager[Redis]:
     return stand.valkey(second=stand.to_valkey.target == stand.plant.second_valkey_socket)
 
 
-async def _evidence(stand: Stand, crowd: Crowd, strike: Strike, settled_s: float | None) -> Evidence:
+async def _evidence(stand: Stand, crowd: Crowd, strike: Strike, settled_s: float | None, watch: Watch) -> Evidence:
     made = stand.made
     async with stand.database() as database, _valkey_in_use(stand) as valkey:
         truth = await read_truth(database, made, began_at_epoch_seconds=crowd.began_at_epoch_seconds)
@@ -230,6 +240,34 @@ async def _evidence(stand: Stand, crowd: Crowd, strike: Strike, settled_s: float
         gate=gate,
         recovery=recovery_of(crowd.probes, crowd.now(), strike, settled_s),
         unanswered=unanswered(crowd.history),
+        hasty=crowd.hasty,
+        strain=strain_of(crowd.probes, crowd.now(), strike, watch),
+    )
+
+
+def strain_of(probes: Probes, now_s: float, strike: Strike, watch: Watch) -> Strain | None:
+    """Work out what a storm did to the service; None where the fault was none."""
+    storm = strike.storm
+    if storm is None:
+        return None
+    offset = now_s - time.perf_counter()
+    checks = [check for check in watch.checks if check.asked_at >= strike.began_at]
+    retries = [retry for retry in probes.retries if retry.started_s >= strike.began_at + offset]
+    bad = [check for check in checks if not check.is_well or check.seconds > _SLOW_CHECK_SECONDS]
+    back_s = max((check.asked_at + check.seconds - strike.ended_at for check in bad), default=0.0)
+    return Strain(
+        sent=storm.sent,
+        connections=storm.connections,
+        answers=storm.answers,
+        without_retry_after=storm.without_retry_after,
+        memory_before_mib=watch.memory_before_mib,
+        memory_mib=watch.memory_mib,
+        checks=len(checks),
+        failed_checks=sum(not check.is_well for check in checks),
+        slowest_check_s=max((check.seconds for check in checks), default=0.0),
+        back_s=max(back_s, 0.0),
+        retries=len(retries),
+        failed_retries=sum(not retry.is_yes for retry in retries),
     )
 
 

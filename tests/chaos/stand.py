@@ -131,7 +131,12 @@ class Stand:
 
 @asynccontextmanager
 async def standing(
-    directory: Path, template: Template, *, seam: str = "", on_a_small_disk: bool = False
+    directory: Path,
+    template: Template,
+    *,
+    seam: str = "",
+    on_a_small_disk: bool = False,
+    more_settings: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[Stand]:
     """Start everything for one round, publish its release, and leave no process and no file behind."""
     wires = directory / "wires"
@@ -147,6 +152,7 @@ async def standing(
         secret = {name: secrets.token_urlsafe(_SECRET_BYTES) for name in ("TOKEN_KEY", "PASS_KEY", "SEALING_KEY")}
         settings = {
             **SETTINGS,
+            **(more_settings or {}),
             **secret,
             "DATABASE_URL": f"postgresql://{ROLE}@/{DATABASE}?host={wires}&port={POSTGRES_PORT}",
             "REDIS_URL": f"unix://{valkey_wire}",

@@ -51,12 +51,12 @@ BROKEN: Final = {
     "commits not flushed": Broken("every_yes_is_kept", "commits_without_flushing", fault="postgres_killed"),
     "no to winners": Broken("a_final_no_is_final", "says_no_to_winners"),
     "claim ids forgotten": Broken("one_answer_each_claim", "forgets_claim_ids"),
-    "no sweep": Broken("gate_and_postgresql_agree", "never_sweeps+after_the_script", fault="crash_after_script"),
+    "no sweep": Broken("gate_and_postgresql_agree", "never_sweeps+before_the_commit", fault="crash_before_commit"),
     "no sweep, seen by the places": Broken(
-        "no_place_leaks", "never_sweeps+after_the_script", fault="crash_after_script"
+        "no_place_leaks", "never_sweeps+before_the_commit", fault="crash_before_commit"
     ),
     "every no is final": Broken(
-        "sold_out_means_sold_out", "calls_every_no_final+after_the_script", fault="crash_after_script"
+        "sold_out_means_sold_out", "calls_every_no_final+before_the_commit", fault="crash_before_commit"
     ),
     "the last who waits is first": Broken(
         "waiting_order_is_kept",

@@ -13,11 +13,25 @@ from loadtest.behaviour import Wish
 from loadtest.history import History, Kind, Operation, Seat
 from tests.booking.gate.agreement import GateState, Seen
 from tests.chaos.checker import CHECKS, judge, story_of
-from tests.chaos.evidence import BookingRow, Change, ClaimRow, Evidence, Pool, Recovery, Truth
+from tests.chaos.evidence import BookingRow, Change, ClaimRow, Evidence, Pool, Recovery, Strain, Truth
 
 A, B, C = (str(UUID(int=number)) for number in (0xA, 0xB, 0xC))
 POOL, SAME_HOUR, LATER = "pool", "same hour", "later"
 WELL: Final = Recovery(0.0, 0.1, 0.1)
+STRAIN: Final = Strain(
+    sent=1_000,
+    connections=0,
+    answers={409: 900, 503: 100},
+    without_retry_after=0,
+    memory_before_mib=120.0,
+    memory_mib=150.0,
+    checks=40,
+    failed_checks=0,
+    slowest_check_s=0.4,
+    back_s=0.0,
+    retries=20,
+    failed_retries=0,
+)
 
 
 @dataclass
@@ -75,6 +89,8 @@ class Round:
     epochs: Sequence[tuple[int, int]] = ((0, 1),)
     recovery: Recovery = WELL
     unanswered: Sequence[str] = ()
+    hasty: Sequence[str] = ()
+    strain: Strain | None = None
     fills: bool = False
     _numbers: int = field(default=0, init=False)
 
@@ -127,17 +143,19 @@ class Round:
             gate=gate,
             recovery=self.recovery,
             unanswered=self.unanswered,
+            hasty=self.hasty,
+            strain=self.strain,
         )
 
     def _change(
         self, at_s: float, booking: str, claim: str, person: str, pool: str, place: int | None, status: str
     ) -> Change:
         self._numbers += 1
-        return Change(self._numbers, at_s, booking, claim, person, pool, place, status)
+        return Change(self._numbers, at_s, at_s, booking, claim, person, pool, place, status)
 
 
-def waiter(claim: str, person: str, seq: int) -> Told:
-    return Told(claim, (person,), places=(None,), wait_seq=seq, at_s=0.5)
+def waiter(claim: str, person: str, seq: int, at_s: float = 0.5) -> Told:
+    return Told(claim, (person,), places=(None,), wait_seq=seq, at_s=at_s)
 
 
 def told_sold_out(claim: str) -> Told:
@@ -151,13 +169,13 @@ def test_a_round_in_which_all_went_well_is_called_well() -> None:
         Told(B, ("cid",), places=(3,), at_s=1.1),
         Told(C, ("ann",), LATER, (1,), at_s=1.2),
     ]
-    assert judge(Round(families, fills=True).evidence()) == {}
+    assert judge(Round(families, fills=True, strain=STRAIN).evidence()) == {}
 
 
 def test_a_place_that_is_given_back_and_handed_on_is_held_once() -> None:
     gives_back = Told(A)
     heard = [gives_back.operation("confirmed", 201), gives_back.operation("200", 200, 2.0, kind=Kind.CANCEL, seats=())]
-    claims = [replace(gives_back, heard=heard), waiter(B, "bob", 1)]
+    claims = [replace(gives_back, heard=heard), waiter(B, "bob", 1, at_s=1.5)]
     changes = [(f"{A}/0", "cancelled", 1), (f"{B}/0", "confirmed", 1)]
     assert judge(Round(claims, changes).evidence()) == {}
 
@@ -237,6 +255,20 @@ CASES: Final[dict[str, tuple[str, Round]]] = {
         Round([Told(A, ("ann", "bob"), places=(1, 2))], [(f"{A}/1", "cancelled", 2)]),
     ),
     "an error of the server's": ("no_other_error", Round([_BROKE])),
+    "sent away without a word": ("no_other_error", Round([Told(A)], hasty=[A])),
+    "an error in a storm": ("overload_is_bounded", Round([Told(A)], strain=replace(STRAIN, answers={409: 9, 500: 1}))),
+    "no Retry-After in a storm": (
+        "overload_is_bounded",
+        Round([Told(A)], strain=replace(STRAIN, without_retry_after=1)),
+    ),
+    "memory in a storm": ("overload_is_bounded", Round([Told(A)], strain=replace(STRAIN, memory_mib=300.0))),
+    "a health check in a storm": ("overload_is_bounded", Round([Told(A)], strain=replace(STRAIN, failed_checks=1))),
+    "a winner's retry in a storm": ("overload_is_bounded", Round([Told(A)], strain=replace(STRAIN, failed_retries=1))),
+    "slow after a storm": ("overload_is_bounded", Round([Told(A)], strain=replace(STRAIN, back_s=2.1))),
+    "away after a storm": (
+        "overload_is_bounded",
+        Round([Told(A)], strain=STRAIN, recovery=Recovery(0.0, 2.1, 0.1)),
+    ),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 from loadtest.bench.generator import Generator, Spec
 from loadtest.bench.latencies import Latencies, latencies_of
 from loadtest.bench.machine import CannotBenchError
-from loadtest.bench.open_loop import _replayed, burst_arrivals, poisson_arrivals, run_open_loop
+from loadtest.bench.open_loop import burst_arrivals, poisson_arrivals, replayed, run_open_loop
 from loadtest.bench.town import as_replay
 from loadtest.bench.wrk import replay_file
 
@@ -220,4 +220,4 @@ def test_a_schedule_is_read_from_a_file_as_it_was_written(tmp_path: Path) -> Non
 
     requests = [REQUEST, b"", REQUEST * 100]
     (tmp_path / "replay").write_bytes(as_replay(requests))
-    assert _replayed(tmp_path / "replay") == requests
+    assert replayed(tmp_path / "replay") == requests
