@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import signal
 import socket
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
@@ -63,6 +64,12 @@ def _own_environment() -> None:  # pyright: ignore[reportUnusedFunction] - used 
     """Take the shell's own settings away: a test must not reach somebody's real database."""
     for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
         del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _can_be_interrupted() -> None:  # pyright: ignore[reportUnusedFunction] - used by pytest
+    """Let what the tests start hear Ctrl-C, though a shell has what it runs in the background ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -295,7 +295,8 @@ class Settings(BaseSettings):
         default=1_000,
         ge=50,
         le=60_000,
-        description="Milliseconds between two sweeps of the worker.",
+        description="Milliseconds between two sweeps of the worker, and between two looks of every process at whether "
+        "PostgreSQL has gone on to another epoch.",
     )
     availability_age_ms: int = Field(
         default=200,

@@ -17,6 +17,7 @@ Steps = Iterator[Step]
 _NAMES = ("Ann", "Ben", "Ann again")
 _LIVE = (Status.HELD, Status.WAITS)
 _FINAL_NO = (Status.VOID, Status.SOLD_OUT)
+_NOES = (Answer.BOOKED, Answer.FULL, Answer.SOLD_OUT)
 
 
 def gate_in_force(state: State, guards: Guards) -> Gate | None:
@@ -37,6 +38,8 @@ def server_steps(state: State, guards: Guards) -> Steps:
         yield from _parked_steps(state, gate)
         if state.truth.epoch != gate.epoch > state.condemned and guards.sweep_compares_epoch:
             yield "the sweep sees that the epoch is over", _condemn(state, gate.epoch)
+    if state.old is not None:
+        yield "the last line to the old primary ends", state._replace(old=None)
     yield from _news_steps(state, gate, guards)
     if not state.loads and (gate is None or gate.epoch <= state.condemned):
         yield from rebuild_steps(state, guards, "rebuild")
@@ -59,6 +62,9 @@ def phone_steps(state: State, guards: Guards) -> Steps:
         # A worker that knows an epoch to be over asks Redis nothing more in it.
         if gate is not None and gate.epoch > state.condemned:
             yield from _ask(state, gate, claim, guards)
+        if state.old is not None and state.old.epoch > state.condemned:
+            # Who is there is who was there when the line was made; nothing has told this worker otherwise.
+            yield from _ask(state, state.old, claim, guards, at_the_old=True)
         row = state.truth.rows[claim]
         someone_is_writing = any(w.is_open and w.status == Status.HELD for w in state.writes)
         if heard in _LIVE and row.status in _LIVE and state.left.returns and not someone_is_writing:
@@ -94,7 +100,9 @@ def fault_steps(state: State, guards: Guards) -> Steps:
         if state.replica is None:
             yield "the replica falls behind", state._replace(replica=state.gate)
         else:
-            yield "the replica with old data is promoted", lost._replace(gate=state.replica, server=state.server + 1)
+            promoted = lost._replace(gate=state.replica, server=state.server + 1)
+            yield "the replica with old data is promoted", promoted
+            yield "the replica with old data is promoted; the old primary lives on", promoted._replace(old=state.gate)
     if left.rebuilds and not state.loads:
         by_hand = state._replace(left=left._replace(rebuilds=left.rebuilds - 1))
         yield from rebuild_steps(by_hand, guards, "rebuild by hand")
@@ -262,15 +270,19 @@ def _activation_steps(state: State, guards: Guards) -> Steps:
             yield f"epoch {load.epoch} is in force", rest._replace(gate=load)
 
 
-def _ask(state: State, gate: Gate, claim: int, guards: Guards) -> Steps:
-    name = _NAMES[claim]
+def _ask(state: State, gate: Gate, claim: int, guards: Guards, *, at_the_old: bool = False) -> Steps:
+    name = f"{_NAMES[claim]}, at the old primary," if at_the_old else _NAMES[claim]
     answer, after = scripts.judge(gate, claim, guards)
     record = after.records[claim]
+    if at_the_old and (answer in _NOES or (answer is Answer.KNOWN and record.status == Status.WAITS)):
+        # The one thing that may be wrong, until the next look: a "no", or a "you wait", from a state that is over. By
+        # what is only said nobody is booked or loses a place.
+        return
     match answer:
         case Answer.KNOWN:
             yield f"{name} asks and is known: {record.status.name}", _hear(state, claim, record.status)
         case Answer.ADMITTED | Answer.PENDING:
-            admitted = state._replace(gate=after)
+            admitted = state._replace(old=after) if at_the_old else state._replace(gate=after)
             write = Write(claim, gate.epoch, record.status, record.seq)
             yield (
                 f"{name} asks; Redis: {answer.name}, {record.status.name}; the commit is sent",

@@ -91,7 +91,7 @@ class Left(NamedTuple):
 
     crashes: int = 1  # a process dies: before or after it sends a commit, in a rebuild, before it tells Redis
     doubts: int = 1  # a connection to PostgreSQL breaks with a commit on it
-    losses: int = 1  # Redis is emptied, or a replica with old data takes its place
+    losses: int = 1  # Redis is emptied, or a replica with old data takes its place, with the old primary alive or not
     rebuilds: int = 1  # by hand, while nothing is wrong
     returns: int = 1  # somebody gives back
 
@@ -103,6 +103,7 @@ class State(NamedTuple):
     gate: Gate | None = Gate()
     server: int = 0
     replica: Gate | None = None
+    old: Gate | None = None  # what the old primary has, for those whose lines still lead there
     loads: tuple[Gate, ...] = ()  # rebuilt states, committed in PostgreSQL and not yet in force
     writes: tuple[Write, ...] = ()
     news: News | None = None

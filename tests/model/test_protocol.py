@@ -1,5 +1,7 @@
 """The seat protocol as a model small enough to try every order of events: it holds, and each guard is needed."""
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.model.exploration import Exploration, explore
@@ -8,10 +10,7 @@ from tests.model.state import Guards, Left, State
 EVERY_GUARD = Guards()
 
 
-def _tell(found: Exploration) -> None:
-    print(f"\n{found.state_count:,} states, {found.rest_count:,} of them at rest. {found.broken or 'Nothing broken.'}")  # noqa: T201 - for who runs it with -s, and in the report of a failure
-    for number, step in enumerate(found.story, start=1):
-        print(f"  {number}. {step}")  # noqa: T201 - the same
+Tell = Callable[[Exploration], None]
 
 
 # What may happen, each as often as stated, in any order; and how many states there are at the least.
@@ -26,9 +25,9 @@ def _tell(found: Exploration) -> None:
         pytest.param(Left(crashes=0, doubts=0, rebuilds=0), 30_000, id="a return, and Redis lost or old"),
     ],
 )
-def test_every_promise_holds_in_every_order_of_events(may_happen: Left, states_min: int) -> None:
+def test_every_promise_holds_in_every_order_of_events(may_happen: Left, states_min: int, tell: Tell) -> None:
     found = explore(EVERY_GUARD, State(left=may_happen))
-    _tell(found)
+    tell(found)
     assert found.broken == "", found.story
     # A model that explores little would promise much.
     assert found.state_count >= states_min
@@ -110,7 +109,7 @@ _NOTHING = Left(0, 0, 0, 0, 0)
         ),
     ],
 )
-def test_without_this_guard_a_promise_breaks(guards: Guards, may_happen: Left, broken: str) -> None:
+def test_without_this_guard_a_promise_breaks(guards: Guards, may_happen: Left, broken: str, tell: Tell) -> None:
     found = explore(guards, State(left=may_happen))
-    _tell(found)
+    tell(found)
     assert found.broken == broken, found.story

@@ -110,7 +110,9 @@ class Gate:
                 **line_settings(silence_ms=settings.commit_timeout_ms + 3 * settings.redis_timeout_ms),
             },
         )
-        return cls(settings, database, clock)
+        gate = cls(settings, database, clock)
+        gate.background.start(gate._rooms.watch())
+        return gate
 
     async def close(self) -> None:
         """Finish what is between script and PostgreSQL, then close the connections."""

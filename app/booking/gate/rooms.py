@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from app.booking.gate import errors
 from app.booking.gate.admission import Admission
 from app.booking.gate.complaints import Complaints
+from app.booking.gate.database import borrowed
 from app.booking.gate.ledger import Ledger, Verdict, Winner
 from app.booking.gate.link import Links
 from app.booking.gate.rebuild import Because, read_release, rebuild
@@ -28,6 +29,7 @@ from app.core.settings import Settings
 from app.core.tasks import Chores
 
 log = structlog.get_logger(__name__)
+_EPOCHS: Final = "SELECT id, epoch FROM release WHERE id = ANY ($1)"
 # What can be the matter with the engines, or with a release's state. TimeoutError is an OSError.
 OUT_OF_REACH: Final = (RedisError, OSError, errors.GateError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
@@ -151,6 +153,30 @@ class Rooms:
             log.log(level, "gate_condemned", release=str(release.release_id), epoch=release.epoch, because=because)
             self._condemned[release.release_id] = release.epoch
             self.leave(room)
+
+    async def watch(self) -> None:
+        """Condemn, until cancelled, the rooms whose epochs PostgreSQL has left behind.
+
+        Whoever loses a race for a place never looks at PostgreSQL. A worker whose lines lead to an old primary that
+        lives on would say "sold out" from its state for as long as they last; so it looks every so often who is right.
+        """
+        interval_seconds = self._settings.sweep_interval_ms / 1_000
+        while True:
+            await asyncio.sleep(interval_seconds)
+            rooms = tuple(self._rooms.values())
+            if not rooms:
+                continue
+            try:
+                timeout_seconds = self._settings.commit_timeout_ms / 1_000
+                async with borrowed(self._database, timeout_seconds=timeout_seconds) as connection:
+                    rows = await connection.fetch(_EPOCHS, [room.release.release_id for room in rooms])
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                # Who cannot be asked has raised nothing that matters here: no row can be written either.
+                continue
+            epochs: dict[UUID, int] = {row["id"]: row["epoch"] for row in rows}
+            for room in rooms:
+                if epochs.get(room.release.release_id) != room.release.epoch:
+                    self.condemn(room, because="stale")
 
     async def _enter(self, release_id: UUID) -> Room:
         """Find the state in force, or make it. Where it was condemned, only a later epoch will do.

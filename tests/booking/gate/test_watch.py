@@ -1,0 +1,39 @@
+"""A worker whose lines lead to an old primary that lives on: it looks at PostgreSQL now and then, and finds out."""
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+from app.booking.gate.passes import PassSigner
+from tests.booking.gate.builders import Phone, epoch_of, held, make_release
+from tests.booking.gate.conftest import OpenWorker
+from tests.booking.gate.waits import until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_worker_at_an_old_primary_does_not_say_sold_out_for_ever(
+    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker, signer: PassSigner, second_redis_url: str
+) -> None:
+    made = await make_release(db, capacities=(1,))
+    at_the_old = await open_worker(sweep_interval_ms=50)
+    first = Phone.with_pass(signer, made).claim()
+    assert (await at_the_old.ask(first)).word == "confirmed"
+
+    async def sold_out() -> bool:
+        return (await at_the_old.ask(Phone.with_pass(signer, made).claim())).word == "sold_out"
+
+    await until(sold_out)
+    at_the_new = await open_worker(redis_url=SecretStr(second_redis_url))
+    # The new primary knows nothing yet; its state is made from PostgreSQL, and so the epoch of the old one is over.
+    assert (await at_the_new.ask(Phone.with_pass(signer, made).claim())).word == "sold_out"
+    assert await epoch_of(db, made) == 2
+    await db.execute("UPDATE booking SET status = 'cancelled' WHERE pool_id = $1", made.pools[0])
+    late = Phone.with_pass(signer, made).claim()
+
+    async def booked() -> bool:
+        return (await at_the_old.ask(late)).word == "confirmed"
+
+    # A refusal never looks at PostgreSQL: without the watch this would be "sold out" as long as the lines last.
+    await until(booked)
+    assert await held(db, made) == [(0, 1)]
