@@ -18,9 +18,10 @@ AGAIN_AFTER_SECONDS: Final = 0.05
 async def end_task(task: asyncio.Task[None]) -> None:
     """Cancel a task that runs for ever and wait for its end; what it raised besides is passed on.
 
-    It is cancelled again and again: redis-py 8.1 loses a cancellation that arrives while a command is being sent, so
-    a loop that asks Redis would otherwise go on, and whoever waits for its end would wait for ever. The task has to
-    pause for longer than `AGAIN_AFTER_SECONDS` at times, as a loop that is worth cancelling does.
+    It is cancelled again and again: redis-py 8.1 loses a cancellation that arrives while a command is being sent, and
+    `asyncio.wait_for` of Python 3.11, with which asyncpg finds a connection, one that arrives in the turn in which the
+    wait is over. A loop that asks either would otherwise go on, and whoever waits for its end would wait for ever. The
+    task has to pause at times, as a loop that is worth cancelling does.
     """
     while not task.done():
         task.cancel()
@@ -43,10 +44,11 @@ class Chores:
         return task
 
     async def end(self) -> None:
-        """Cancel what is still under way, and wait for its end."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Cancel what is still under way, again and again as `end_task` does, and wait for its end."""
+        while under_way := tuple(self._tasks):
+            for task in under_way:
+                task.cancel()
+            await asyncio.wait(under_way, timeout=AGAIN_AFTER_SECONDS)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from app.core.tasks import AGAIN_AFTER_SECONDS, end_task
+from app.core.tasks import AGAIN_AFTER_SECONDS, Chores, end_task
 
 pytestmark = pytest.mark.anyio
 
@@ -32,3 +32,24 @@ async def test_what_a_task_raised_is_passed_on() -> None:
     await asyncio.wait({task})
     with pytest.raises(RuntimeError, match="info"):
         await end_task(task)
+
+
+async def test_a_chore_that_loses_a_cancellation_ends_at_the_next() -> None:
+    lost = 0
+
+    async def go_on_for_ever() -> None:
+        nonlocal lost
+        while True:
+            try:
+                await asyncio.sleep(2 * AGAIN_AFTER_SECONDS)
+            except asyncio.CancelledError:
+                if lost:
+                    raise
+                lost += 1
+
+    chores = Chores()
+    chores.start(go_on_for_ever())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await chores.end()
+    assert lost == 1

@@ -1,5 +1,7 @@
 """A worker whose lines lead to an old primary that lives on: it looks at PostgreSQL now and then, and finds out."""
 
+import asyncio
+
 import asyncpg
 import pytest
 from pydantic import SecretStr
@@ -37,3 +39,16 @@ async def test_a_worker_at_an_old_primary_does_not_say_sold_out_for_ever(
     # A refusal never looks at PostgreSQL: without the watch this would be "sold out" as long as the lines last.
     await until(booked)
     assert await held(db, made) == [(0, 1)]
+
+
+async def test_a_gate_closes_in_the_middle_of_a_look(
+    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker, signer: PassSigner
+) -> None:
+    made = await make_release(db, capacities=(1,))
+    for _ in range(20):
+        worker = await open_worker(sweep_interval_ms=1)
+        await worker.ask(Phone.with_pass(signer, made).claim())
+        # From here it looks without end. A cancellation that arrives as a connection is found is lost.
+        await asyncio.sleep(0.01)
+        async with asyncio.timeout(5):
+            await worker.gate.close()
