@@ -9,7 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.cli.refusal import Refusal
 from app.core.outages import ENGINE_ERRORS, Engine, engine_of
-from app.core.redis import connect_redis
+from app.core.redis import connect_redis, redis_address
+from app.core.redis_address import Kind
 from app.core.settings import Settings
 
 _ANSWER_SECONDS_MAX: Final = 10.0
@@ -18,11 +19,20 @@ _ANSWER_SECONDS_MAX: Final = 10.0
 def away(settings: Settings, error: BaseException) -> str:
     """Say which engine did not do its part, where it was looked for, and why; never the password."""
     engine = engine_of(error)
-    url = settings.redis_url if engine is Engine.REDIS else settings.database_url
-    address = urlsplit(url.get_secret_value())
-    where = f"{address.hostname or 'the local socket'}{f':{address.port}' if address.port else ''}{address.path}"
+    where = _where_redis_is(settings) if engine is Engine.REDIS else _where(settings.database_url.get_secret_value())
     reason = str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
     return f"{engine} at {where} cannot be used ({reason}); check that it runs and {engine.variable} is right."
+
+
+def _where_redis_is(settings: Settings) -> str:
+    address = redis_address(settings)
+    return _where(settings.redis_url.get_secret_value()) if address.kind is Kind.ONE else address.where
+
+
+def _where(url: str) -> str:
+    address = urlsplit(url)
+    # Several hosts with their ports are not taken apart by `urlsplit`.
+    return f"{address.netloc.rpartition('@')[2] or 'the local socket'}{address.path}"
 
 
 async def require_redis(settings: Settings) -> None:

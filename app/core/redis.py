@@ -4,25 +4,146 @@ redis-py repeats a command up to ten times by default. A claim that was sent and
 asked about, not sent again behind our back, so every client made here has that switched off.
 """
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+import asyncio
+import random
+from typing import Any, Final, assert_never, cast
 
+from redis.asyncio import Redis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisClusterException, RedisError
+
+from app.core.redis_address import Kind, RedisAddress
 from app.core.settings import Settings
+
+# What redis-py calls the address of a server, in what it reads from a URL.
+_ADDRESS_OPTIONS: Final = ("host", "port", "db", "connection_class")
+
+
+def redis_address(settings: Settings) -> RedisAddress:
+    """Return where Redis is."""
+    return RedisAddress.of(settings.redis_url.get_secret_value())
+
+
+def connections_to(url: str, settings: Settings) -> ConnectionPool:
+    """Return what makes connections to one server."""
+    return ConnectionPool.from_url(url, **_options(settings))  # pyright: ignore[reportUnknownMemberType] - untyped **kwargs
 
 
 def connect_redis(settings: Settings, *, connections: int = 10) -> Redis:
     """Return a client (bytes in, bytes out) that opens its connections on first use.
 
-    `connections` bounds how many; a caller beyond that waits for none and gets `MaxConnectionsError`.
+    `connections` bounds how many, to each server; a caller beyond that waits for none and gets `MaxConnectionsError`.
+    A cluster's client is no `Redis`, but speaks like one: each command and each script goes to the node that has its
+    keys, which must lie in one slot; what has no keys is asked of whichever node answers.
     """
+    address = redis_address(settings)
+    options: dict[str, Any] = {**_options(settings), "decode_responses": False, "max_connections": connections}
+    match address.kind:
+        case Kind.ONE:
+            return Redis.from_url(address.url_of(None), **options)  # pyright: ignore[reportUnknownMemberType] - untyped **kwargs
+        case Kind.CLUSTER:
+            nodes = [ClusterNode(node.host, node.port) for node in address.nodes]
+            given = _given_in(address.url_of(address.nodes[0]))
+            # A node without a replica may be down for long; the others still have their slots.
+            client = _Cluster(startup_nodes=nodes, require_full_coverage=False, **{**options, **given})
+            return cast("Redis", client)
+        case Kind.SENTINEL:
+            return _behind_sentinels(address, options)
+        case _:
+            assert_never(address.kind)
+
+
+def _options(settings: Settings) -> dict[str, Any]:
     timeout_seconds = settings.redis_timeout_ms / 1000
-    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - redis-py leaves **kwargs untyped
-        settings.redis_url.get_secret_value(),
-        decode_responses=False,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
-        max_connections=connections,
-        protocol=3,
+    return {
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "protocol": 3,
+    }
+
+
+def _given_in(url: str) -> dict[str, Any]:
+    """Return what a URL says besides the server's address: user, password, options."""
+    given = cast("dict[str, Any]", parse_url(url))
+    more = {"ssl": True} if given.get("connection_class") is SSLConnection else {}
+    return {name: value for name, value in given.items() if name not in _ADDRESS_OPTIONS} | more
+
+
+class _Cluster(RedisCluster):
+    """A cluster as one server: any node answers what is not about a key, and its errors are Redis's."""
+
+    async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().execute_command(*args, **kwargs)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - untyped **kwargs
+        except RedisClusterException as error:
+            # No node can be reached, or none has the slot. redis-py's own kind of exception is no `RedisError`.
+            raise RedisConnectionError(str(error)) from error
+
+    async def ping(self, **_kwargs: Any) -> bool:
+        await self._of_whoever_answers("PING")
+        return True
+
+    async def time(self, **_kwargs: Any) -> tuple[int, int]:
+        return cast("tuple[int, int]", await self._of_whoever_answers("TIME"))
+
+    async def info(self, section: str | None = None, *_more: str, **_kwargs: Any) -> dict[str, Any]:
+        return cast("dict[str, Any]", await self._of_whoever_answers("INFO", *([section] if section else [])))
+
+    async def _of_whoever_answers(self, *command: str) -> object:
+        """Ask every primary at once and return the first answer. Raises what the last one raised."""
+        try:
+            await self.initialize()
+        except RedisClusterException as error:
+            raise RedisConnectionError(str(error)) from error
+        asked = [asyncio.ensure_future(node.execute_command(*command)) for node in self.get_primaries()]
+        error: BaseException = RedisConnectionError("the cluster has no primary")
+        try:
+            for answer in asyncio.as_completed(asked):
+                try:
+                    return cast("object", await answer)
+                except (RedisError, OSError) as trouble:
+                    error = trouble
+        finally:
+            for one in asked:
+                one.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        # Whom it knows is not there: the next command looks who is.
+        await self.aclose()
+        raise error
+
+
+class _BehindSentinels(Redis):
+    """A client of the primary, whichever that is, which closes its lines to the Sentinels with its own."""
+
+    sentinels: Sentinel
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 - redis-py's own
+        await super().aclose(close_connection_pool)
+        await self.sentinels.aclose()
+
+
+def _behind_sentinels(address: RedisAddress, options: dict[str, Any]) -> Redis:
+    to_sentinels = {name: value for name, value in options.items() if name != "max_connections"}
+    sentinels = Sentinel(
+        [tuple(node) for node in random.sample(address.nodes, len(address.nodes))],
+        sentinel_kwargs={**to_sentinels, **_given_in(address.url_of_sentinel(address.nodes[0]))},
+        **options,
     )
+    given = cast("dict[str, Any]", parse_url(address.url_of(address.nodes[0])))
+    client = cast(
+        "_BehindSentinels",
+        sentinels.master_for(  # pyright: ignore[reportUnknownMemberType] - untyped **kwargs
+            address.primary_name,
+            redis_class=_BehindSentinels,
+            db=given.get("db", 0),
+            **_given_in(address.url_of(address.nodes[0])),
+        ),
+    )
+    client.sentinels = sentinels
+    return client

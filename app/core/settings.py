@@ -14,6 +14,8 @@ from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.core.redis_address import RedisAddress
+
 ENVIRONMENT_PREFIX: Final = "CLOCKTOWER_"
 _SECRET_MIN_CHARACTERS: Final = 32
 
@@ -31,10 +33,14 @@ class Settings(BaseSettings):
 
     # --- engines -----------------------------------------------------------------------------------------
     database_url: SecretStr = Field(
-        description="PostgreSQL 15 or newer: postgresql://user:password@host:port/name.",
+        description="PostgreSQL 15 or newer: postgresql://user:password@host:port/name. With a standby that may be "
+        "promoted: postgresql://user:password@host1:port,host2:port/name?target_session_attrs=primary.",
     )
     redis_url: SecretStr = Field(
-        description="Redis 7 or Valkey 8, or newer: redis://…, rediss://… or unix:///path.",
+        description="Redis 7 or Valkey 8, or newer: redis://…, rediss://… or unix:///path. A cluster: "
+        "redis+cluster://user:password@host1:port,host2:port. A primary that Sentinels know: "
+        "redis+sentinel://user:password@host1:26379,host2:26379/NAME (the Sentinels' own password: "
+        "?sentinel_password=…). With TLS: rediss+….",
     )
     database_pool_size: int = Field(
         default=10,
@@ -359,9 +365,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_is_redis(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            message = "must begin with redis://, rediss:// or unix://"
-            raise ValueError(message)
+        RedisAddress.of(value.get_secret_value())
         return value
 
     @field_validator("pending_deadline_ms")

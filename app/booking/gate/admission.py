@@ -20,7 +20,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from app.booking.gate.errors import Busy, Contradiction, NotInForce, contradiction_in
 from app.booking.gate.ledger import Verdict, Winner
-from app.booking.gate.link import CLAIM, OTHER_SERVER, Argument, Links
+from app.booking.gate.link import CLAIM, OTHER_SERVER, Argument, Elsewhere, Links
 from app.booking.gate.records import ClaimRecord
 from app.booking.gate.state import Release, pack_ordinals
 from app.core.ids import id_of
@@ -246,6 +246,9 @@ class Admission:
         if isinstance(reply, RedisError) or reply == OTHER_SERVER:
             # Who answers here may be another by now: the next call looks again.
             self._links.claims.cut()
+        if isinstance(reply, Elsewhere):
+            reason = "another server holds it"
+            raise NotInForce(reason)
         if isinstance(reply, ResponseError):
             raise contradiction_in(reply) or reply
         if isinstance(reply, BaseException):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Final, NamedTuple, assert_never, cast
 from uuid import UUID
@@ -16,7 +17,8 @@ from app.booking.gate.admission import Judged, Order
 from app.booking.gate.database import leave_as_it_is, line_settings
 from app.booking.gate.keys import BALLAST_FIELD
 from app.booking.gate.ledger import Verdict
-from app.booking.gate.link import Links, ms_of_time
+from app.booking.gate.link import ms_of_time
+from app.booking.gate.nodes import Nodes
 from app.booking.gate.rebuild import suspend
 from app.booking.gate.records import ClaimRecord, PoolCounts
 from app.booking.gate.refusals import SOLD_OUT, SOLD_OUT_LETTER, refusal_of
@@ -33,6 +35,7 @@ from app.core.tasks import Chores
 
 log = structlog.get_logger(__name__)
 
+# To each server that holds states.
 _LINKS: Final = 4
 # How often one claim is judged anew when the state under it had to be rebuilt.
 _JUDGED_AGAIN_LIMIT: Final = 3
@@ -81,12 +84,12 @@ class Gate:
         self.settings = settings
         self.clock = clock
         self._database = database
-        self._links = Links(settings, _LINKS)
         self.background = Chores()
+        self._nodes = Nodes(settings, _LINKS, self.background)
         self._under_way = UnderWay(self.background, lambda: self._rooms, self.sweep)
         # Claims that the script has judged and whose phones wait for more than its word.
         self._going_on: set[asyncio.Task[Outcome]] = set()
-        self._rooms = Rooms(settings, self._links, database, self.background, self._under_way.see_through)
+        self._rooms = Rooms(settings, self._nodes, database, self.background, self._under_way.see_through)
         # The releases that this worker knows, by the bytes of their ids; to be read without asking anybody.
         self.entered = self._rooms.entered
 
@@ -127,7 +130,7 @@ class Gate:
         # Cut first: on a silent line a chore that is told to end would wait for the answer to its last words.
         self._database.terminate()
         await self.background.end()
-        await self._links.close()
+        await self._nodes.close()
 
     async def release(self, release_id: UUID) -> Release:
         """Return how a release is set up, building its state where there is none.
@@ -277,7 +280,7 @@ class Gate:
         room = await self._rooms.room(release_id)
         keys = room.release.keys
         try:
-            async with self._links.lend() as link:
+            async with room.links.lend() as link:
                 if link.identity != room.release.identity:
                     await link.drop()
                     self._rooms.leave(room)
@@ -308,7 +311,7 @@ class Gate:
         room = await self._rooms.room(release_id)
         keys = room.release.keys
         try:
-            async with self._links.lend() as link:
+            async with room.links.lend() as link:
                 meta, pools, time = await link.commands(
                     [
                         ["HMGET", keys.meta, "epoch", "version", "identity"],
@@ -361,7 +364,9 @@ class Gate:
         Raises `GateUnreachable`.
         """
         try:
-            async with self._links.lend() as link:
+            # Asked anew who holds it: what is suspended at an old primary goes on being judged at the new one.
+            links = await self._nodes.of(release_id, anew=True)
+            async with links.lend() as link:
                 await suspend(link, release_id)
         except (RedisError, OSError):
             raise _unreachable() from None
@@ -382,20 +387,28 @@ class Gate:
         """Finish what a crash, or a refusal, left half done. Raises like `release`, and the drivers' errors."""
         room = await self._rooms.room(release_id)
         try:
-            await sweep_release(room.release, self._links, self._database, room.settlement, self.settings)
+            await sweep_release(room.release, room.links, self._database, room.settlement, self.settings)
         except errors.GateError as error:
             self._rooms.condemn(room, because=error.reason)
+        except RedisError as error:
+            if self._nodes.are_several:
+                # This one's trouble: whoever sweeps the others is to go on.
+                raise _unreachable() from error
+            raise
 
-    def states(self) -> AsyncGenerator[set[UUID]]:
+    async def states(self) -> AsyncGenerator[set[UUID]]:
         """Yield every release that has a state in Redis, some at a time (see `states_in_redis`)."""
-        return states_in_redis(self._links)
+        for links in await self._nodes.every():
+            async with aclosing(states_in_redis(links)) as states:
+                async for release_ids in states:
+                    yield release_ids
 
     async def retire(self, release_id: UUID) -> None:
         """Remove the state of a release that is over, unless it was needed of late. Raises like `sweep`."""
         await self.sweep(release_id)
         room = self.entered.get(release_id.bytes)
         # Where the sweep condemned the state, there is nothing to remove before the next round.
-        if room is not None and await retire(room.release, self._links):
+        if room is not None and await retire(room.release, room.links):
             log.info("gate_retired", release=str(release_id), epoch=room.release.epoch)
             self._rooms.leave(room)
 

@@ -7,7 +7,7 @@ those that the state was built on. After any error the connection is thrown away
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha1
 from importlib import resources
@@ -15,18 +15,26 @@ from typing import Final, cast
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from app.core.redis import connections_to, redis_address
+from app.core.redis_address import Node
 from app.core.settings import Settings
 
 Argument = bytes | str | int
 # What every script answers when the state was built on another server than the connection believes to speak to.
 OTHER_SERVER: Final = b"I"
 Reply = bytes | int | list["Reply"] | dict[bytes, bytes] | None
+
+
+class Elsewhere(ResponseError):  # noqa: N818 - a place, not a failure
+    """The release is held by another server by now: what was asked was not done here."""
+
+
+def nothing() -> None:
+    """Do nothing: where there is one server, there is nowhere else to look."""
 
 
 def ms_of_time(reply: Reply) -> int:
@@ -72,9 +80,10 @@ class _Wire(asyncio.Protocol):
     that asks thousands of times a second several tasks and timers for each reply.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, in_doubt: Callable[[], None]) -> None:
         self.transport = transport
         self.is_lost = False
+        self._in_doubt = in_doubt
         self._reader = hiredis.Reader(protocolError=RedisConnectionError, replyError=_error_in)
         self._expected: deque[_Expected] = deque()
 
@@ -108,6 +117,8 @@ class _Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everybody who waits."""
+        if not self.is_lost:
+            self._in_doubt()
         self.is_lost = True
         self.transport.abort()
         expected, self._expected = self._expected, deque()
@@ -121,10 +132,13 @@ class Link:
 
     Those of `Links.lend` are used by one task at a time. On the claims' own (`Links.claims`) several calls are under
     way at once; an error of one breaks the connection for all of them.
+
+    `in_doubt` is called whenever a connection cannot be made, or is given up: the server may be the wrong one by now.
     """
 
-    def __init__(self, pool: ConnectionPool, timeout_seconds: float) -> None:
+    def __init__(self, pool: ConnectionPool, timeout_seconds: float, in_doubt: Callable[[], None] = nothing) -> None:
         self._pool = pool
+        self._in_doubt = in_doubt
         self._timeout_seconds = timeout_seconds
         self._connection: AbstractConnection | None = None
         self._wire: _Wire | None = None
@@ -155,12 +169,13 @@ class Link:
                 await connection.send_command("INFO", "server", "replication")
                 identity = _identity_in(cast("bytes", await connection.read_response()))
             except BaseException:
+                self._in_doubt()
                 await connection.disconnect(nowait=True)
                 raise
             # Nothing has been asked that is not answered, so nothing is left in redis-py's own reader.
             transport = _transport_of(connection)
             self._connection, self.identity = connection, identity
-            self._wire = _Wire(transport)
+            self._wire = _Wire(transport, self._in_doubt)
             transport.set_protocol(self._wire)
 
     async def drop(self) -> None:
@@ -249,7 +264,13 @@ def _give_up(wire: _Wire, future: "asyncio.Future[list[Reply | RedisError]]") ->
 
 
 def _error_in(message: str) -> RedisError:
-    return NoScriptError(message) if message.startswith("NOSCRIPT") else ResponseError(message)
+    match message.partition(" ")[0]:
+        case "NOSCRIPT":
+            return NoScriptError(message)
+        case "MOVED":
+            return Elsewhere(message)
+        case _:
+            return ResponseError(message)
 
 
 def _pack(command: tuple[Argument, ...]) -> bytes:
@@ -260,26 +281,29 @@ def _pack(command: tuple[Argument, ...]) -> bytes:
 def _identity_in(info: bytes | str) -> str:
     text = info.decode() if isinstance(info, bytes) else info
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    if fields["role"] != "master":
+        # Its state is somebody else's, and it takes no writes.
+        message = "the server is a replica"
+        raise RedisConnectionError(message)
     return f"{fields['run_id']}/{fields['master_replid']}"
 
 
 class Links:
-    """A fixed number of links, lent to one task at a time, the one used last first; and one for the claims."""
+    """Some links to one server, lent to one task at a time, the one used last first; and one for the claims.
 
-    def __init__(self, settings: Settings, count: int) -> None:
+    `node` says which server; None is the only one that there is.
+    """
+
+    def __init__(
+        self, settings: Settings, count: int, node: Node | None = None, in_doubt: Callable[[], None] = nothing
+    ) -> None:
         timeout_seconds = settings.redis_timeout_ms / 1000
         self._timeout_seconds = timeout_seconds
-        self._pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType] - untyped **kwargs
-            settings.redis_url.get_secret_value(),
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
-            protocol=3,
-        )
+        pool = connections_to(redis_address(settings).url_of(node), settings)
         self._closed = False
         # The claims' own, lent to nobody.
-        self.claims = Link(self._pool, timeout_seconds)
-        self._all = [Link(self._pool, timeout_seconds) for _ in range(count)]
+        self.claims = Link(pool, timeout_seconds, in_doubt)
+        self._all = [Link(pool, timeout_seconds, in_doubt) for _ in range(count)]
         self._idle: asyncio.LifoQueue[Link] = asyncio.LifoQueue()
         for link in self._all:
             self._idle.put_nowait(link)

@@ -21,7 +21,7 @@ _SCAN_COUNT: Final = 1_000
 
 
 async def states_in_redis(links: Links) -> AsyncGenerator[set[UUID]]:
-    """Yield every release that has a state in force, some at a time; a few may come twice.
+    """Yield every release that has a state in force on one server, some at a time; a few may come twice.
 
     On the way, keys of epochs that are not in force get an expiry, where they have none.
     """

@@ -5,6 +5,7 @@ nobody may use its epoch again.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,6 +22,7 @@ from app.booking.gate.complaints import Complaints
 from app.booking.gate.database import borrowed
 from app.booking.gate.ledger import Ledger, Verdict, Winner
 from app.booking.gate.link import Links
+from app.booking.gate.nodes import Nodes
 from app.booking.gate.rebuild import Because, read_release, rebuild
 from app.booking.gate.settlement import Settlement
 from app.booking.gate.state import Release
@@ -51,7 +53,7 @@ def rebuilding_again() -> errors.Rebuilding:
 
 
 class Room:
-    """A release in force: its admission, its ledger, its settlement."""
+    """A release in force: the links to whoever holds its state, its admission, its ledger, its settlement."""
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class Room:
         condemn: "Callable[[Room], None]",
     ) -> None:
         self.release = release
+        self.links = links
         self.admission = Admission(
             release, links, settings, chores, lambda winner: see_through(self, winner), lambda: condemn(self)
         )
@@ -79,11 +82,12 @@ class Rooms:
     """Finds the state of each release, or makes it; remembers it as long as it is in force."""
 
     def __init__(
-        self, settings: Settings, links: Links, database: asyncpg.Pool, chores: Chores, see_through: SeeThrough
+        self, settings: Settings, nodes: Nodes, database: asyncpg.Pool, chores: Chores, see_through: SeeThrough
     ) -> None:
         self._see_through = see_through
         self._settings = settings
-        self._links = links
+        self._nodes = nodes
+        nodes.when_moved = self._leave_what_has_moved
         self._database = database
         self._chores = chores
         # Where this worker is in, by the bytes of the release's id, as passes name it.
@@ -134,9 +138,9 @@ class Rooms:
         """Rebuild a release's state, whatever stands there now. Raises `NotFound`, and the drivers' errors."""
         room = self._rooms.get(release_id.bytes)
         seen = room.release.epoch if room else None
-        release = await self._rebuild(release_id, Because(seen, insist=True))
+        release, links = await self._rebuild(release_id, Because(seen, insist=True))
         self._absent.pop(release_id, None)
-        self._open(release)
+        self._open(release, links)
 
     def leave(self, room: Room) -> None:
         """Forget a room whose epoch is not in force; whoever comes next finds the one that is."""
@@ -158,14 +162,17 @@ class Rooms:
         """Condemn, until cancelled, the rooms whose epochs PostgreSQL has left behind.
 
         Whoever loses a race for a place never looks at PostgreSQL. A worker whose lines lead to an old primary that
-        lives on would say "sold out" from its state for as long as they last; so it looks every so often who is right.
+        lives on would say "sold out" from its state for as long as they last; so it looks every so often who is right,
+        and where there are several servers, which of them holds what.
         """
         interval_seconds = self._settings.sweep_interval_ms / 1_000
         while True:
             await asyncio.sleep(interval_seconds)
-            rooms = tuple(self._rooms.values())
-            if not rooms:
+            if not self._rooms:
                 continue
+            with contextlib.suppress(RedisError, OSError):
+                await self._nodes.look()
+            rooms = tuple(self._rooms.values())
             try:
                 timeout_seconds = self._settings.commit_timeout_ms / 1_000
                 async with borrowed(self._database, timeout_seconds=timeout_seconds) as connection:
@@ -186,29 +193,46 @@ class Rooms:
         condemned = self._condemned.get(release_id)
         release = None
         try:
-            async with self._links.lend() as link:
+            links = await self._nodes.of(release_id)
+            async with links.lend() as link:
                 release = await read_release(link, release_id)
             if release is None or (condemned is not None and release.epoch <= condemned):
                 async with self._entrance:
-                    release = await self._rebuild(release_id, Because(condemned))
+                    release, links = await self._rebuild(release_id, Because(condemned))
+            room = self._open(release, links)
         except OUT_OF_REACH as error:
             # Here, and not for each of those who wait for it; and in an outage they come again all the time.
             if self._complaints.is_new((release_id, type(error)), asyncio.get_running_loop().time()):
                 log.warning("gate_cannot_enter", release=str(release_id), error=type(error).__name__)
             raise rebuilding_again() from error
         self._condemned.pop(release_id, None)
-        return self._open(release)
+        return room
 
-    async def _rebuild(self, release_id: UUID, because: Because) -> Release:
+    async def _rebuild(self, release_id: UUID, because: Because) -> tuple[Release, Links]:
+        """Rebuild a state where it belongs by now; return it, and the links to whoever holds it.
+
+        Asked anew who that is: two workers, one of them at an old primary that lives on, would otherwise build states
+        in turn, each to end the other's.
+        """
+        links = await self._nodes.of(release_id, anew=True)
         timeout_seconds = self._settings.rebuild_timeout_seconds
-        release = await rebuild(self._database, self._links, release_id, because, timeout_seconds=timeout_seconds)
+        release = await rebuild(self._database, links, release_id, because, timeout_seconds=timeout_seconds)
         log.info("gate_rebuilt", release=str(release_id), epoch=release.epoch)
-        return release
+        return release, links
 
-    def _open(self, release: Release) -> Room:
+    def _leave_what_has_moved(self) -> None:
+        for room in tuple(self._rooms.values()):
+            if self._nodes.at(room.release.release_id) is not room.links:
+                self.leave(room)
+
+    def _open(self, release: Release, links: Links) -> Room:
+        """Open a room. Raises `NotInForce` where its release has moved while its state was looked at, or made."""
+        if self._nodes.at(release.release_id) is not links:
+            reason = "the release is held by another server by now"
+            raise errors.NotInForce(reason)
         room = self._rooms[release.release_id.bytes] = Room(
             release,
-            self._links,
+            links,
             self._database,
             self._settings,
             self._chores,

@@ -64,7 +64,7 @@ class Valkey:
         self._layout = layout
         self._account = account
         self._progress = progress
-        self._program = _find_program()
+        self._program = find_program()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket_path = layout.run_path / VALKEY_SOCKET_NAME
 
@@ -154,7 +154,7 @@ class Valkey:
         return EngineDidNotStart(self.name, log_path=self.log_path, last_words=last_words)
 
 
-def _find_program() -> Path:
+def find_program() -> Path:
     """Return the wheel's server, else one on the PATH. Raises `EngineMissing`.
 
     The wheel is built for one platform and holds one program; it is not imported, which would cost a quarter of a

@@ -1,0 +1,72 @@
+"""The gate on a primary that Sentinels replace: the new one is followed, the old one is fenced, also where it lives on."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from app.booking.gate.keys import meta_key
+from app.booking.gate.passes import PassSigner
+from app.core.settings import Settings
+from tests.booking.gate.builders import epoch_of, make_release
+from tests.booking.gate.conftest import OpenWorker
+from tests.cluster.opening import PATIENCE, Opening, sweeping
+from tests.cluster.servers import Sentinels, until_true
+from tests.conftest import make_settings
+
+pytestmark = pytest.mark.anyio
+
+# Sentinels call a primary dead after half a second of silence and agree on a new one in about one more.
+_AWAY_SECONDS_MAX = 8.0
+_Trouble = Callable[[Opening, Sentinels], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def settings(database_url: str, sentinels: Sentinels) -> Settings:
+    return make_settings(database_url, sentinels.url, "http://127.0.0.1:9").model_copy(update=dict(PATIENCE))
+
+
+async def _killed(opening: Opening, sentinels: Sentinels) -> None:
+    await asyncio.sleep(1.5)
+    opening.strike()
+    sentinels.pair[0].kill()
+
+
+async def _frozen(opening: Opening, sentinels: Sentinels) -> None:
+    """Freeze the primary until another has taken its place; then it lives on, and knows nothing of that."""
+    await asyncio.sleep(1.5)
+    opening.strike()
+    old, new = sentinels.pair
+    old.send(signal.SIGSTOP)
+    await until_true(lambda: _is_primary(new))
+    old.send(signal.SIGCONT)
+
+
+async def _is_primary(server: Any) -> bool:
+    return (await server.facts())["role"] == "master"
+
+
+@pytest.mark.parametrize("trouble", [_killed, _frozen])
+async def test_the_gate_follows_the_new_primary(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    sentinels: Sentinels,
+    open_worker: OpenWorker,
+    signer: PassSigner,
+    redis: Redis,
+    trouble: _Trouble,
+) -> None:
+    made = await make_release(db, capacities=(70,))
+    opening = Opening([await open_worker(), await open_worker()], signer, [made])
+    async with sweeping(await open_worker(), [made]):
+        await opening.run(asyncio.create_task(trouble(opening, sentinels)))
+    assert await epoch_of(db, made) > 1
+    assert opening.away_s(made) < _AWAY_SECONDS_MAX
+    print(f"away for {opening.away_s(made):.2f} s, epoch {await epoch_of(db, made)}")  # noqa: T201
+    new = sentinels.pair[1]
+    assert await _is_primary(new)
+    assert await new.ask("HGET", meta_key(made.release_id), "epoch") == b"%d" % await epoch_of(db, made)
+    await opening.assert_kept(db, redis)
