@@ -3,6 +3,7 @@
 How a request gets its transaction stands in `app.core.web.transactions`.
 """
 
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar, cast
@@ -27,6 +28,9 @@ NAMING: Final = {
     "pk": "pk_%(table_name)s",
 }
 
+_PORT: Final = re.compile(r":\d+$")
+_USUAL_PORT: Final = 5_432
+
 _T = TypeVar("_T")
 AfterCommit = Callable[[], Awaitable[None]]
 _AFTER_COMMIT_KEY: Final = "after_commit"
@@ -39,9 +43,19 @@ class Base(DeclarativeBase):
 
 
 def sqlalchemy_url(dsn: str) -> str:
-    """Return a libpq-style address as SQLAlchemy wants it, with the asyncpg driver."""
+    """Return a libpq-style address as SQLAlchemy wants it, with the asyncpg driver.
+
+    Several hosts, of which one is the primary, stand before the database's name in libpq's form, and in the query in
+    SQLAlchemy's.
+    """
     _, _, rest = dsn.partition("://")
-    return f"postgresql+asyncpg://{rest}"
+    authority, _, path = rest.partition("/")
+    user, at, hosts = authority.rpartition("@")
+    if "," not in hosts:
+        return f"postgresql+asyncpg://{rest}"
+    named = [host if _PORT.search(host) else f"{host}:{_USUAL_PORT}" for host in hosts.split(",")]
+    query = "&".join(f"host={host}" for host in named)
+    return f"postgresql+asyncpg://{user}{at}/{path}{'&' if '?' in path else '?'}{query}"
 
 
 def create_engine(settings: Settings) -> AsyncEngine:

@@ -1,1 +1,1 @@
-"""Beyond one server: a Redis Cluster, a primary behind Sentinels, a PostgreSQL with a standby; each loses its primary."""
+"""Beyond one server: a cluster, a primary behind Sentinels, a PostgreSQL with a standby; each loses its primary."""

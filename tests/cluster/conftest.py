@@ -3,14 +3,9 @@
 from collections.abc import AsyncGenerator
 
 import pytest
-from pydantic import SecretStr
-from redis.asyncio import Redis
 
-from app.core.redis import connect_redis
-from app.core.settings import Settings
 from tests.booking.gate.conftest import db, open_worker, signer
-from tests.cluster.servers import Cluster, Sentinels, until_true
-from tests.conftest import make_settings
+from tests.cluster.servers import Cluster, Sentinels
 
 __all__ = ["db", "open_worker", "signer"]
 

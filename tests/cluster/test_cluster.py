@@ -16,7 +16,7 @@ from app.booking.gate.retirement import KEPT_MS
 from app.core.ids import new_id
 from app.core.settings import Settings
 from tests.booking.gate.agreement import assert_agrees, command
-from tests.booking.gate.builders import MadeRelease, Phone, epoch_of, held, make_release, words
+from tests.booking.gate.builders import MadeRelease, Phone, epoch_of, make_release, words
 from tests.booking.gate.conftest import OpenWorker
 from tests.booking.gate.steps import admit, give_back
 from tests.cluster.opening import PATIENCE, Opening, sweeping
@@ -72,7 +72,7 @@ async def test_releases_spread_over_the_nodes_and_everything_works_on_each(
         ]
         assert words(said) == {"confirmed": 2, "waitlisted": 1, "sold_out": 1}
         assert (await workers[1].ask(phones[0].claim(claim_id=ids[0]))).body == said[0].body
-        # The place passes to the one who waits; then one is given back that nobody waits for, and a worker dies with it.
+        # The place passes to the one who waits; of the next, that nobody waits for, a worker dies.
         await workers[0].gate.settle(made.release_id, await give_back(engine, phones[0], ids[0]))
         assert (await workers[1].ask(phones[2].claim(claim_id=ids[2], waitlist=True))).word == "confirmed"
         await workers[0].gate.settle(made.release_id, await give_back(engine, phones[1], ids[1]))

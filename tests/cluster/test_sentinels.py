@@ -1,4 +1,4 @@
-"""The gate on a primary that Sentinels replace: the new one is followed, the old one is fenced, also where it lives on."""
+"""The gate on a primary that Sentinels replace: the new one is followed, the old one fenced, also where it lives on."""
 
 import asyncio
 import signal

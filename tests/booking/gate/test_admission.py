@@ -225,7 +225,7 @@ async def test_a_gate_that_closes_leaves_nobody_without_a_word_who_waits_for_a_c
         )
         assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
         relay.answers.swallows = True
-        worker.gate._links.claims.cut()
+        worker.gate.entered[made.release_id.bytes].links.claims.cut()
         asking = asyncio.create_task(worker.ask(Phone.with_pass(signer, made).claim()))
         await relay.answers.swallowed.wait()
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -254,7 +254,7 @@ async def test_a_confirmation_whose_moment_comes_after_the_end_connects_nothing(
     assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
     await worker.gate.close()
     await asyncio.sleep(4 * _CONFIRM_DELAY_SECONDS)
-    claims = worker.gate._links.claims
+    claims = worker.gate.entered[made.release_id.bytes].links.claims
     assert (claims.is_up, claims.identity) == (False, "")
     # It is in PostgreSQL; that the gate does not know of it yet is for the sweep.
     assert len((await seen_in_redis(redis, made)).pending) == 1
