@@ -4,10 +4,11 @@ redis-py repeats a command up to ten times by default. A claim that was sent and
 asked about, not sent again behind our back, so every client made here has that switched off.
 """
 
-import asyncio
 import random
+from collections.abc import Callable
 from typing import Any, Final, assert_never, cast
 
+from redis._parsers import AsyncCommandsParser
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
@@ -75,8 +76,30 @@ def _given_in(url: str) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in _ADDRESS_OPTIONS} | more
 
 
+class _Commands(AsyncCommandsParser):
+    """Which commands a cluster has, as any primary says. redis-py asks the first alone, which may be the dead one."""
+
+    def __init__(self, primaries: "Callable[[], list[ClusterNode]]") -> None:
+        super().__init__()
+        self._primaries = primaries
+
+    async def initialize(self, node: ClusterNode | None = None) -> None:
+        trouble: BaseException = RedisConnectionError("the cluster has no primary")
+        for primary in [*([node] if node else []), *self._primaries()]:
+            try:
+                return await super().initialize(primary)
+            except (RedisError, OSError) as error:
+                trouble = error
+        raise trouble
+
+
 class _Cluster(RedisCluster):
     """A cluster as one server: any node answers what is not about a key, and its errors are Redis's."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)  # pyright: ignore[reportUnknownMemberType] - parts of it are untyped
+        self.commands_parser = _Commands(self.get_primaries)
+        self._answered = ""
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -96,26 +119,31 @@ class _Cluster(RedisCluster):
         return cast("dict[str, Any]", await self._of_whoever_answers("INFO", *([section] if section else [])))
 
     async def _of_whoever_answers(self, *command: str) -> object:
-        """Ask every primary at once and return the first answer. Raises what the last one raised."""
+        """Ask one primary after the other, first the one who answered last. Raises what the last one raised.
+
+        The same one, as long as it answers: two nodes' clocks are not one.
+        """
         try:
             await self.initialize()
         except RedisClusterException as error:
             raise RedisConnectionError(str(error)) from error
-        asked = [asyncio.ensure_future(node.execute_command(*command)) for node in self.get_primaries()]
-        error: BaseException = RedisConnectionError("the cluster has no primary")
-        try:
-            for answer in asyncio.as_completed(asked):
-                try:
-                    return cast("object", await answer)
-                except (RedisError, OSError) as trouble:
-                    error = trouble
-        finally:
-            for one in asked:
-                one.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+        primaries = self.get_primaries()
+        random.shuffle(primaries)
+        primaries.sort(key=lambda node: node.name != self._answered)
+        trouble: BaseException = RedisConnectionError("the cluster has no primary")
+        for node in primaries:
+            # Whoever is given up is not asked first again.
+            self._answered = ""
+            try:
+                answer = cast("object", await node.execute_command(*command))
+            except (RedisError, OSError) as error:
+                trouble = error
+            else:
+                self._answered = node.name
+                return answer
         # Whom it knows is not there: the next command looks who is.
         await self.aclose()
-        raise error
+        raise trouble
 
 
 class _BehindSentinels(Redis):

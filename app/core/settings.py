@@ -9,6 +9,7 @@ import os
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Annotated, Final
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -359,6 +360,13 @@ class Settings(BaseSettings):
     def _database_is_postgresql(cls, value: SecretStr) -> SecretStr:
         if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             message = "must begin with postgresql://"
+            raise ValueError(message)
+        address = urlsplit(value.get_secret_value())
+        options = dict(parse_qsl(address.query))
+        hosts = address.netloc.rpartition("@")[2] + options.get("host", "")
+        if "," in hosts and options.get("target_session_attrs") not in {"primary", "read-write"}:
+            # Else whichever answers first would be taken, a standby too.
+            message = "names several hosts: say which is to be used, with ?target_session_attrs=primary"
             raise ValueError(message)
         return value
 

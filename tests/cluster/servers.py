@@ -196,6 +196,14 @@ class Cluster:
                         return next(node for node in self.nodes if node.port == primary[1])
         raise LookupError(slot)
 
+    async def shard_of(self, node: Valkey) -> Sequence[Valkey]:
+        """Return a node's whole shard: the primary and its replica."""
+        for _, _, *shard in await node.ask("CLUSTER", "SLOTS"):
+            ports = {member[1] for member in shard}
+            if node.port in ports:
+                return [other for other in self.nodes if other.port in ports]
+        raise LookupError(node.port)
+
     async def move(self, made: MadeRelease, to: Valkey) -> None:
         """Move a release's slot, key by key, as `valkey-cli --cluster reshard` does."""
         slot, source = slot_of(made), await self.holder_of(made)

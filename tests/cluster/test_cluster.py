@@ -8,14 +8,20 @@ from typing import cast
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.booking.gate.passes import PassSigner
 from app.booking.gate.retirement import KEPT_MS
+from app.core.clock import Clock
 from app.core.ids import new_id
+from app.core.redis import connect_redis
 from app.core.settings import Settings
-from tests.booking.gate.agreement import assert_agrees, command
+from app.core.web.limits import Limiter, Policy
+from app.wechat.tokens import FetchedToken, TokenStore
+from app.worker import open_worker as open_background_worker
+from tests.booking.gate.agreement import assert_agrees, command, seen_in_redis
 from tests.booking.gate.builders import MadeRelease, Phone, epoch_of, make_release, words
 from tests.booking.gate.conftest import OpenWorker
 from tests.booking.gate.steps import admit, give_back
@@ -186,3 +192,71 @@ async def test_a_slot_that_moves_in_mid_opening_is_followed(
     await opening.assert_kept(db, redis)
     # Given back, so that the next test has even shares.
     await cluster.move(moving, source)
+
+
+async def test_a_shard_that_is_gone_for_good_keeps_nobody_from_sweeping_the_others(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    cluster: Cluster,
+    settings: Settings,
+    open_worker: OpenWorker,
+    signer: PassSigner,
+    redis: Redis,
+) -> None:
+    spread = await _spread(db, cluster, 1, capacity=1)
+    # Releases are swept in the order of their ids.
+    first = min(_all(spread), key=lambda made: made.release_id)
+    lost = await cluster.holder_of(first)
+    others = [made for made in _all(spread) if made is not first]
+    dying = await open_worker(pending_deadline_ms=0)
+    for made in _all(spread):
+        await admit(dying, Phone.with_pass(signer, made).claim())
+    for node in await cluster.shard_of(lost):
+        node.kill()
+    async with open_background_worker(settings) as worker:
+        await worker.once(asyncio.Event())
+    gate = (await open_worker()).gate
+    states = {release_id async for some in gate.states() for release_id in some}
+    for made in others:
+        assert (await seen_in_redis(redis, made)).pending == set()
+    # Nor from looking which of theirs are over.
+    assert {made.release_id for made in others} <= states
+
+
+async def test_what_else_needs_redis_goes_on_without_one_node(
+    cluster: Cluster, settings: Settings, redis: Redis
+) -> None:
+    limiter = Limiter(redis)
+    policy = Policy("account", 2)
+    store = TokenStore(redis, app_id="wx1", lock_seconds=5)
+    callers = [f"caller {n}" for n in range(30)]
+    assert [(await _allowed(limiter, caller, policy)) for caller in callers] == [True] * 30
+    owner = await store.lock()
+    assert owner is not None
+    assert await store.publish(owner, FetchedToken(SecretStr("token"), 100))
+    stored = await store.read()
+    assert stored is not None
+    assert stored.value.get_secret_value() == "token"
+    assert await store.may_force()
+    assert not await store.may_force()
+    lost = cluster.nodes[0]
+    for node in await cluster.shard_of(lost):
+        node.kill()
+    # Two of three primaries are there: a load balancer is to go on, and the time is told, also to whoever comes anew.
+    newcomer = connect_redis(settings)
+    try:
+        for client in (redis, newcomer):
+            assert await client.ping()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues] - untyped **kwargs
+            await Clock().calibrate(client.time)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType] - as above
+    finally:
+        await newcomer.aclose()
+    # Who is counted on a node that is there is counted still; the others are let through, as ever.
+    gone_on: list[bool | None] = []
+    for caller in callers:
+        limiter = Limiter(redis)
+        gone_on += [await _allowed(limiter, caller, policy) for _ in range(2)]
+    assert set(gone_on) == {True, False, None}
+
+
+async def _allowed(limiter: Limiter, caller: str, policy: Policy) -> bool | None:
+    verdict = await limiter.take(caller, policy)
+    return verdict and verdict.allowed

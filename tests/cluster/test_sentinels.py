@@ -11,8 +11,9 @@ from redis.asyncio import Redis
 
 from app.booking.gate.keys import meta_key
 from app.booking.gate.passes import PassSigner
+from app.booking.gate.topology import Topology
 from app.core.settings import Settings
-from tests.booking.gate.builders import epoch_of, make_release
+from tests.booking.gate.builders import Phone, epoch_of, held, make_release
 from tests.booking.gate.conftest import OpenWorker
 from tests.cluster.opening import PATIENCE, Opening, sweeping
 from tests.cluster.servers import Sentinels, until_true
@@ -70,3 +71,49 @@ async def test_the_gate_follows_the_new_primary(
     assert await _is_primary(new)
     assert await new.ask("HGET", meta_key(made.release_id), "epoch") == b"%d" % await epoch_of(db, made)
     await opening.assert_kept(db, redis)
+
+
+async def test_a_worker_whose_lines_lead_to_an_old_primary_builds_nothing_there(
+    db: "asyncpg.Connection[asyncpg.Record]", sentinels: Sentinels, open_worker: OpenWorker, signer: PassSigner
+) -> None:
+    made = await make_release(db, capacities=(9,))
+    old, new = sentinels.pair
+    # It never looks by itself, and nothing breaks its lines while nobody asks.
+    sleepy, awake = await open_worker(sweep_interval_ms=60_000), await open_worker()
+    for worker in (sleepy, awake):
+        assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+    old.send(signal.SIGSTOP)
+    await until_true(lambda: _is_primary(new))
+    claim = Phone.with_pass(signer, made).claim()
+
+    async def served() -> bool:
+        return (await awake.ask(claim)).word == "confirmed"
+
+    await until_true(served)
+    assert await epoch_of(db, made) == 2
+    old.send(signal.SIGCONT)
+    # The old one takes it, PostgreSQL does not: the state in force is at the new one, and is to stay there.
+    assert (await sleepy.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+    assert await epoch_of(db, made) == 2
+    assert len(await held(db, made)) == 4
+
+
+async def test_a_sentinel_that_slept_through_it_is_not_believed(
+    sentinels: Sentinels, settings: Settings, redis: Redis
+) -> None:
+    old, new = sentinels.pair
+    asleep = sentinels.sentinels[0]
+    topology = Topology(settings)
+    asleep.send(signal.SIGSTOP)
+    old.kill()
+    await until_true(lambda: _is_primary(new))
+
+    async def found() -> bool:
+        return {node.port for node in (await topology.look()).nodes} == {new.port}
+
+    await until_true(found)
+    asleep.send(signal.SIGCONT)
+    for _ in range(30):
+        assert await found()
+    # The client of everything but the gate finds it as well.
+    await until_true(redis.ping)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType] - untyped **kwargs

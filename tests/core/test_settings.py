@@ -54,6 +54,34 @@ def test_every_number_has_both_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("LOG_LEVEL", "loud", "must be one of: debug, info, warning, error"),
         ("DATABASE_URL", "mysql://secret-password@x", "must begin with postgresql://"),
+        (
+            "DATABASE_URL",
+            "postgresql://u:secret@one,two/clocktower",
+            "names several hosts: say which is to be used, with ?target_session_attrs=primary",
+        ),
+        (
+            "DATABASE_URL",
+            "postgresql://u:secret@/clocktower?host=/one,/two&target_session_attrs=any",
+            "names several hosts: say which is to be used, with ?target_session_attrs=primary",
+        ),
+        (
+            "REDIS_URL",
+            "http://:secret@x",
+            (
+                "must begin with redis://, rediss:// or unix:// (one server), redis+cluster:// or rediss+cluster:// "
+                "(a cluster), or redis+sentinel:// or rediss+sentinel:// (a primary that Sentinels know)"
+            ),
+        ),
+        (
+            "REDIS_URL",
+            "redis://:secret@one,two",
+            "names several servers: begin it with redis+cluster:// or redis+sentinel://",
+        ),
+        (
+            "REDIS_URL",
+            "redis+sentinel://:secret@one:26379",
+            "must name the primary as the Sentinels do: redis+sentinel://host1:26379,host2:26379/NAME",
+        ),
         ("TOKEN_KEY", "short-secret", "must have at least 32 characters"),
         ("PENDING_DEADLINE_MS", "600", "must be greater than CLOCKTOWER_COMMIT_TIMEOUT_MS (8000)"),
     ],
@@ -64,6 +92,20 @@ def test_what_is_allowed_is_said_and_the_value_is_not(
     sentence = said_of(monkeypatch, name, value)
     assert sentence == f"{ENVIRONMENT_PREFIX}{name}: {said}"
     assert "secret" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "postgresql://u:p@one:5432,two:5433/clocktower?target_session_attrs=primary"),
+        ("DATABASE_URL", "postgresql://u@/clocktower?host=/one,/two&port=1,2&target_session_attrs=read-write"),
+        ("REDIS_URL", "rediss+cluster://u:p@one:7000,two:7001"),
+        ("REDIS_URL", "redis+sentinel://one,two/clocktower"),
+    ],
+)
+def test_several_servers_are_taken(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(ENVIRONMENT_PREFIX + name, value)
+    assert getattr(load_settings(), name.lower()).get_secret_value() == value
 
 
 def test_a_misspelt_variable_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

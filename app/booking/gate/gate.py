@@ -399,9 +399,15 @@ class Gate:
     async def states(self) -> AsyncGenerator[set[UUID]]:
         """Yield every release that has a state in Redis, some at a time (see `states_in_redis`)."""
         for links in await self._nodes.every():
-            async with aclosing(states_in_redis(links)) as states:
-                async for release_ids in states:
-                    yield release_ids
+            try:
+                async with aclosing(states_in_redis(links)) as states:
+                    async for release_ids in states:
+                        yield release_ids
+            except RedisError as error:
+                if not self._nodes.are_several:
+                    raise
+                # This one's trouble: whoever looks through the others is to go on.
+                log.warning("gate_states_not_read", error=type(error).__name__)
 
     async def retire(self, release_id: UUID) -> None:
         """Remove the state of a release that is over, unless it was needed of late. Raises like `sweep`."""
