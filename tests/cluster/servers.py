@@ -78,6 +78,12 @@ class Valkey:
         """Tell whether no process runs."""
         return self._process is None
 
+    @property
+    def pid(self) -> int:
+        """Return its process's number."""
+        assert self._process is not None
+        return self._process.pid
+
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
         assert self._process is not None
@@ -204,6 +210,16 @@ class Cluster:
                 return [other for other in self.nodes if other.port in ports]
         raise LookupError(node.port)
 
+    async def move_at_once(self, made: MadeRelease, to: Valkey) -> None:
+        """Move a release's slot in the way of Valkey 9: its keys are copied, then they all change hands at a moment."""
+        slot, source = slot_of(made), await self.holder_of(made)
+        await source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", await self.name_of(to))
+
+        async def moved() -> bool:
+            return await self.holder_of(made) is to
+
+        await until_true(moved)
+
     async def move(self, made: MadeRelease, to: Valkey) -> None:
         """Move a release's slot, key by key, as `valkey-cli --cluster reshard` does."""
         slot, source = slot_of(made), await self.holder_of(made)
@@ -232,10 +248,7 @@ class Sentinels:
         self._directory = directory
         ports = free_ports(2 + SENTINELS)
         self.pair = [Valkey(directory / f"server-{n}", ports[n], *_NOTHING_ON_DISK) for n in range(2)]
-        self.sentinels = [
-            Valkey(directory / f"sentinel-{n}", port, str(directory / f"sentinel-{n}.conf"), "--sentinel")
-            for n, port in enumerate(ports[2:])
-        ]
+        self.sentinels = [self._sentinel(port) for port in ports[2:]]
 
     @property
     def url(self) -> str:
@@ -250,11 +263,26 @@ class Sentinels:
             server.start()
             await until_true(lambda server=server: server.ask("PING"))
         await replica.ask("REPLICAOF", LOOPBACK, primary.port)
-        for number, sentinel in enumerate(self.sentinels):
-            written = _SENTINEL_FILE.format(port=primary.port)
-            (self._directory / f"sentinel-{number}.conf").write_text(written, "utf-8")
+        for sentinel in self.sentinels:
+            self._have_it_watch(sentinel, primary)
             sentinel.start()
         await until_true(self._all_is_known)
+
+    def another(self, *, watching: Valkey) -> Valkey:
+        """Add a Sentinel, not started yet, that knows of one server only and takes it for the primary."""
+        sentinel = self._sentinel(*free_ports(1))
+        self._have_it_watch(sentinel, watching)
+        self.sentinels.append(sentinel)
+        return sentinel
+
+    def _sentinel(self, port: int) -> Valkey:
+        return Valkey(self._directory / f"sentinel-{port}", port, str(self._file_of(port)), "--sentinel")
+
+    def _file_of(self, port: int) -> Path:
+        return self._directory / f"sentinel-{port}.conf"
+
+    def _have_it_watch(self, sentinel: Valkey, primary: Valkey) -> None:
+        self._file_of(sentinel.port).write_text(_SENTINEL_FILE.format(port=primary.port), "utf-8")
 
     async def _all_is_known(self) -> bool:
         for sentinel in self.sentinels:

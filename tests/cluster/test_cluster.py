@@ -3,8 +3,8 @@
 import asyncio
 import signal
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -164,12 +164,23 @@ async def test_a_primary_that_is_frozen_is_replaced_and_comes_back_as_nobody(
     await opening.assert_kept(db, redis)
 
 
+@pytest.mark.parametrize(
+    ("move_it", "expected"),
+    [
+        # While its keys are in two places, nobody can be judged.
+        (Cluster.move, {201, 202, 409, 503}),
+        # Whoever asks the old node is judged at the new one, and hears nothing of that.
+        (Cluster.move_at_once, {201, 202, 409}),
+    ],
+)
 async def test_a_slot_that_moves_in_mid_opening_is_followed(
     db: "asyncpg.Connection[asyncpg.Record]",
     cluster: Cluster,
     open_worker: OpenWorker,
     signer: PassSigner,
     redis: Redis,
+    move_it: Callable[[Cluster, MadeRelease, Valkey], Coroutine[Any, Any, None]],
+    expected: set[int],
 ) -> None:
     spread = await _spread(db, cluster, 1, capacity=30)
     (source, (moving,)), (target, _), *_ = spread.items()
@@ -178,11 +189,12 @@ async def test_a_slot_that_moves_in_mid_opening_is_followed(
     async def move() -> None:
         await asyncio.sleep(1.0)
         opening.strike()
-        await cluster.move(moving, target)
+        await move_it(cluster, moving, target)
 
     async with sweeping(await open_worker(), _all(spread)):
         await opening.run(asyncio.create_task(move()))
     assert await cluster.holder_of(moving) is target
+    assert opening.statuses(moving) <= expected
     for made in _all(spread):
         if made is not moving:
             assert opening.statuses(made) <= {201, 202, 409}
