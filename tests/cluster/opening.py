@@ -73,16 +73,20 @@ class Opening:
         turns = itertools.cycle(self.workers)
         async with asyncio.TaskGroup() as group:
             for _ in range(made.capacities[0] + UNLUCKY):
-                group.create_task(self._pursue(made, Phone.with_pass(self.signer, made).claim(), turns))
+                group.create_task(self._pursue(made, Phone.with_pass(self.signer, made), turns))
                 await asyncio.sleep(_APART_SECONDS)
 
-    async def _pursue(self, made: MadeRelease, claim: Request, turns: "itertools.cycle[Worker]") -> None:
+    async def _pursue(self, made: MadeRelease, phone: Phone, turns: "itertools.cycle[Worker]") -> None:
+        claim = phone.claim()
         async with asyncio.timeout(_KNOWN_SECONDS_MAX):
             while True:
                 asked_s = time.monotonic()
                 said = await next(turns).ask(claim)
                 self.heard[made].append(Heard(time.monotonic(), asked_s, claim, said))
-                if said.status < 500 and said.word not in _NOT_YET:
+                if said.word == "claim_void":
+                    # As advised: what was begun under this id will never be.
+                    claim = phone.claim()
+                elif said.status < 500 and said.word not in _NOT_YET:
                     return
                 await asyncio.sleep(_ASKS_AGAIN_SECONDS)
 

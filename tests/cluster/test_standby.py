@@ -1,6 +1,7 @@
 """PostgreSQL with a synchronous standby: every "yes" is on both before it is spoken, so either may be lost."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 
 import asyncpg
@@ -22,8 +23,8 @@ from tests.conftest import make_settings
 
 pytestmark = pytest.mark.anyio
 
-# Promotion takes a moment; whoever was writing notices by the broken connection.
-_AWAY_SECONDS_MAX = 8.0
+# Promotion takes a moment, once in a while some seconds; whoever was writing notices by the broken connection.
+_AWAY_SECONDS_MAX = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,7 @@ async def test_a_standby_promoted_in_mid_opening_has_every_yes(
         opening.strike()
         await asyncio.to_thread(pair.primary.kill_postgres)
         await pair.promote()
+        print(f"promoted after {time.monotonic() - opening.struck_s:.2f} s")  # noqa: T201
 
     async with sweeping(await open_worker(), releases):
         await opening.run(asyncio.create_task(lose_the_primary()))
