@@ -131,7 +131,7 @@ async def found_city(stage: Stage, *, places: int, accounts: int, open_places: i
     booked, open_each = _capacities(places, open_places)
     capacities = [*booked, *[open_each] * (len(TOWN_POOLS) if open_each else 0)]
     dsn = await _new_database(stage, f"city_{places}")
-    server = stage.serve(given={surroundings.DATABASE_URL: dsn, **_FOR_THE_BENCH})
+    server = await stage.serve(given={surroundings.DATABASE_URL: dsn, **_FOR_THE_BENCH})
     async with _connected(dsn) as database:
         async with database.transaction():
             release = await publish(database, capacities)

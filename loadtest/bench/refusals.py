@@ -4,6 +4,7 @@ A release of 300 places in 14 pools is booked to the last place. Each claim is a
 own; all of it is checked and judged by the script, as at an opening.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -85,7 +86,7 @@ async def refusals(
 ) -> list[Row]:
     """Return the rows P1, P2, P3, P9 and P10, and `with_crowd` P1b. Raises `CannotBenchError`."""
     say("Refusals: making a sold-out release of 300 places, and the claims of its parents")
-    ours, pair = stage.serve(), stage.serve(workers=2)
+    ours, pair = await asyncio.gather(stage.serve(), stage.serve(workers=2))
     # In one transaction: no sweep is to make the release's state before it is booked.
     async with stage.database() as database, database.transaction():
         release = await make_town_release(database)
@@ -112,15 +113,14 @@ async def refusals(
             connections=CROWD,
         )
         by_two = await contest.side("clocktower ×2", "refusals, two workers", pair, claims, replay, refuses=True)
-        uvicorn = await _start(stage, BARE, release, epoch)
+        uvicorn, *others = await asyncio.gather(*(_start(stage, peer, release, epoch) for peer in PEERS))
         bare = await contest.side(BARE.name, BARE.what, uvicorn, claims, replay, refuses=False)
         bare_crowded = await contest.side(
             f"bare, {CROWD}", BARE.what, uvicorn, claims, replay, refuses=False, connections=CROWD
         )
         bare_polls = await contest.side("bare polls", BARE.what, uvicorn, polls, polling, refuses=False)
         peers: dict[str, Side] = {}
-        for peer in (FASTIFY, TEXTBOOK):
-            server = await _start(stage, peer, release, epoch)
+        for peer, server in zip(PEERS[1:], others, strict=True):
             side = await contest.side(peer.name, peer.what, server, claims, replay, refuses=True)
             # Node compiles what runs often: after some 30,000 requests it takes a quarter of the time.
             peers[peer.name] = replace(side, warm_up_laps=_NODE_WARM_UP_LAPS) if peer is FASTIFY else side

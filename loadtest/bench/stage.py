@@ -5,13 +5,14 @@ asked; the engines and the load share the second.
 """
 
 import asyncio
+import itertools
 import os
 import secrets
 import socket
 import subprocess
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -81,6 +82,7 @@ class Stage:
         self.engines = engines
         self.data_dir = data_dir
         self._stack = stack
+        self._numbers = itertools.count()
         keys = {name: secrets.token_urlsafe(_SECRET_BYTES) for name in surroundings.SECRETS}
         self.environment: Mapping[str, str] = {
             surroundings.DATABASE_URL: engines.database_dsn,
@@ -93,11 +95,11 @@ class Stage:
         self.signer = PassSigner(self.pass_key)
         self.redis_socket = Path(unquote(engines.redis_url.removeprefix("unix://")))
 
-    def serve(self, *, workers: int = 1, given: Mapping[str, str] | None = None) -> Server:
+    async def serve(self, *, workers: int = 1, given: Mapping[str, str] | None = None) -> Server:
         """Start our own server, as a town runs it, and return it once it answers."""
-        number = len(tuple(self.data_dir.glob("serve-*.log")))
-        log_path = self.data_dir / f"serve-{number}.log"
-        own = OwnServer.start(
+        log_path = self.data_dir / f"serve-{next(self._numbers)}.log"
+        own = await asyncio.to_thread(
+            OwnServer.start,
             self.data_dir / "unused",
             port=0,
             workers=workers,
@@ -228,12 +230,12 @@ def _listens(port: int) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a peer and what it started, which may have no mind to end with it."""
+    """End a peer and what it started at once: nothing that it could still do is of use to anybody."""
     family = [psutil.Process(pid) for pid in family_of(process.pid)]
-    process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS_MAX)
-    for stubborn in alive:
-        stubborn.kill()
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, timeout=_STOP_SECONDS_MAX)
     process.wait()
 
 

@@ -121,14 +121,19 @@ async def winners(
 ) -> list[Row]:
     """Return the rows P4 and P5, and `with_skip_locked` P4b. Raises `CannotBenchError`."""
     say("Winners: places given away for good, all of one pool")
-    server = stage.serve()
     contest = _Contest(stage, wrk, seconds=seconds)
+    contestants = [one for one in _CONTESTANTS if one[0] is not SKIP_LOCKED or with_skip_locked]
+    server, others = await asyncio.gather(
+        stage.serve(),
+        asyncio.gather(
+            *(
+                _peer_side(stage, contest, peer, connections, round(places_a_second * seconds), rounds)
+                for peer, places_a_second, connections in contestants
+            )
+        ),
+    )
     ours = Side("clocktower", "durable winners, one worker", lambda: contest.our_lap(server))
-    peers: dict[str, Side] = {}
-    for peer, places_a_second, connections in _CONTESTANTS:
-        if peer is not SKIP_LOCKED or with_skip_locked:
-            parents = round(places_a_second * seconds)
-            peers[peer.name] = await _peer_side(stage, contest, peer, connections, parents, rounds)
+    peers = {side.name: side for side in others}
     laps = await take_turns([ours, *peers.values()], rounds=rounds, say=say)
     rows = [
         compare(laps, ours, peers[ROW_LOCK.name], row_id="P4", target=ratio_at_least(5)),
