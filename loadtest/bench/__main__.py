@@ -48,7 +48,7 @@ class Effort:
     """How much is measured, and how often. `seconds` is what one lap takes.
 
     With `targets_only` nothing is measured that has no target in P1 to P12, and of the opening its second only: signing
-    in is most of a rehearsal.
+    in is most of a rehearsal. `stages` says which parts share their engines and our server.
     """
 
     rounds: int
@@ -61,6 +61,7 @@ class Effort:
     starts: int
     tail_rounds: int
     targets_only: bool
+    stages: tuple[tuple[str, ...], ...]
 
 
 # More rounds rather than longer ones: what else a machine does changes within seconds, and the median leaves it out.
@@ -75,6 +76,7 @@ WHOLE: Final = Effort(
     starts=3,
     tail_rounds=3,
     targets_only=False,
+    stages=(("refusals",), ("winners",), ("growth",), ("tail",)),
 )
 QUICK: Final = Effort(
     rounds=2,
@@ -87,6 +89,8 @@ QUICK: Final = Effort(
     starts=1,
     tail_rounds=1,
     targets_only=True,
+    # Growth looks at what Redis and PostgreSQL hold.
+    stages=(("opening", "refusals", "winners"), ("growth",), ("tail",)),
 )
 _PEERS: Final[Mapping[str, tuple[Peer, ...]]] = {"refusals": REFUSING_PEERS, "winners": GIVING_PEERS}
 # Everybody else is asked by wrk.
@@ -98,58 +102,56 @@ async def bench(effort: Effort, results: Results, say: Say) -> None:
     wrk = ""
     if not _WITHOUT_WRK.issuperset(results.parts):
         wrk = await install([peer for part in results.parts for peer in _PEERS.get(part, ())], say)
-    for part in PARTS:
-        if part in results.parts:
-            rows, pictures = await _measure(part, effort, wrk, say)
-            results.rows += rows
-            results.pictures += pictures
-            results.finished.append(part)
+    if "start" in results.parts:
+        results.add("start", await start_up(rounds=effort.starts, say=say))
+    if "opening" in results.parts and not effort.targets_only:
+        results.add("opening", await opening(rounds=effort.openings, say=say))
+    for shared_by in effort.stages:
+        if parts := [part for part in shared_by if part in results.parts]:
+            async with _new_stage(say) as at:
+                for part in parts:
+                    results.add(part, *await _measure(part, effort, at, wrk, say))
 
 
-async def _measure(part: str, effort: Effort, wrk: str, say: Say) -> tuple[list[Row], list[Picture]]:
-    if part == "start":
-        return await start_up(rounds=effort.starts, say=say), []
-    if part == "opening" and not effort.targets_only:
-        return await opening(rounds=effort.openings, say=say), []
-    async with _new_stage(say) as at:
-        match part:
-            case "opening":
-                return await opening_second(at, rounds=effort.openings, say=say), []
-            case "refusals":
-                rows = await refusals(
-                    *(at, wrk),
-                    rounds=effort.rounds,
-                    seconds=effort.seconds,
-                    parents=effort.refused_parents,
-                    with_crowd=not effort.targets_only,
-                    say=say,
-                )
-                return rows, []
-            case "winners":
-                rows = await winners(
-                    *(at, wrk),
-                    rounds=effort.rounds,
-                    seconds=effort.winner_seconds,
-                    with_skip_locked=not effort.targets_only,
-                    say=say,
-                )
-                return rows, []
-            case "growth":
-                return await growth(
-                    *(at, wrk),
-                    sizes=effort.sizes,
-                    rounds=effort.growth_rounds,
-                    seconds=effort.seconds,
-                    with_reads=not effort.targets_only,
-                    say=say,
-                )
-            case _:
-                return await tail(at, wrk, rounds=effort.tail_rounds, seconds=effort.seconds, say=say)
+async def _measure(part: str, effort: Effort, at: Stage, wrk: str, say: Say) -> tuple[list[Row], list[Picture]]:
+    match part:
+        case "opening":
+            return await opening_second(at, rounds=effort.openings, say=say), []
+        case "refusals":
+            rows = await refusals(
+                *(at, wrk),
+                rounds=effort.rounds,
+                seconds=effort.seconds,
+                parents=effort.refused_parents,
+                with_crowd=not effort.targets_only,
+                say=say,
+            )
+            return rows, []
+        case "winners":
+            rows = await winners(
+                *(at, wrk),
+                rounds=effort.rounds,
+                seconds=effort.winner_seconds,
+                with_skip_locked=not effort.targets_only,
+                say=say,
+            )
+            return rows, []
+        case "growth":
+            return await growth(
+                *(at, wrk),
+                sizes=effort.sizes,
+                rounds=effort.growth_rounds,
+                seconds=effort.seconds,
+                with_reads=not effort.targets_only,
+                say=say,
+            )
+        case _:
+            return await tail(at, wrk, rounds=effort.tail_rounds, seconds=effort.seconds, say=say)
 
 
 @asynccontextmanager
 async def _new_stage(say: Say) -> AsyncGenerator[Stage]:
-    """Set a stage with engines and data of its own: what one part leaves behind must not weigh on the next."""
+    """Set a stage with engines and data of its own: what was measured before must not weigh on what comes."""
     data_dir = Path(tempfile.mkdtemp(prefix="clocktower-bench-"))
     try:
         async with stage(data_dir, say) as at:

@@ -167,6 +167,12 @@ class Results:
     rows: list[Row] = field(default_factory=list[Row])
     pictures: list[Picture] = field(default_factory=list[Picture])
 
+    def add(self, part: str, rows: Sequence[Row], pictures: Sequence[Picture] = ()) -> None:
+        """Take what a part found out, to its end."""
+        self.rows += rows
+        self.pictures += pictures
+        self.finished.append(part)
+
     @property
     def is_whole(self) -> bool:
         """Tell whether everything was measured, for a quick run everything that has a target in P1 to P12."""

@@ -83,6 +83,7 @@ class Stage:
         self.data_dir = data_dir
         self._stack = stack
         self._numbers = itertools.count()
+        self._one_worker: Server | None = None
         keys = {name: secrets.token_urlsafe(_SECRET_BYTES) for name in surroundings.SECRETS}
         self.environment: Mapping[str, str] = {
             surroundings.DATABASE_URL: engines.database_dsn,
@@ -114,6 +115,12 @@ class Stage:
         for number, pid in enumerate(webs):
             pin([pid], {SERVER_CORE if number == 0 else OTHER_CORE})
         return Server("clocktower", own.address, webs)
+
+    async def one_worker(self) -> Server:
+        """Return our own server with one worker; it is started when it is first asked for."""
+        if self._one_worker is None:
+            self._one_worker = await self.serve()
+        return self._one_worker
 
     def surroundings(self, peer: Peer, release: BenchRelease, *, epoch: int, places: int) -> Surroundings:
         """Return what a peer is to find."""

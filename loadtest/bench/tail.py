@@ -57,7 +57,7 @@ async def tail(
     stage: Stage, wrk: str, *, rounds: int, seconds: float, say: Callable[[str], None]
 ) -> tuple[list[Row], list[Picture]]:
     """Return the rows T25 to T90 and TB, and their curves. Raises `CannotBenchError`."""
-    server = await stage.serve()
+    server = await stage.one_worker()
     loads = await _steady(stage, wrk, server, seconds=seconds, rounds=rounds, say=say)
     bursts = [await _burst(stage, server, seed=number + 1, say=say) for number in range(rounds)]
     rows = [_row_of_load(load, runs) for load, runs in loads.items()]
@@ -66,7 +66,7 @@ async def tail(
 
 async def opening_second(stage: Stage, *, rounds: int, say: Callable[[str], None]) -> list[Row]:
     """Return the rows P6 and P7 of the opening's second alone. Raises `CannotBenchError`."""
-    server = await stage.serve()
+    server = await stage.one_worker()
     runs: list[_Run] = []
     for number in range(rounds):
         say(f"Opening {number + 1} of {rounds}: its second, {_BURST_PARENTS:,} parents")

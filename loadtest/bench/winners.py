@@ -122,15 +122,14 @@ async def winners(
     """Return the rows P4 and P5, and `with_skip_locked` P4b. Raises `CannotBenchError`."""
     say("Winners: places given away for good, all of one pool")
     contest = _Contest(stage, wrk, seconds=seconds)
+    # The first to come makes the tables.
+    server = await stage.one_worker()
     contestants = [one for one in _CONTESTANTS if one[0] is not SKIP_LOCKED or with_skip_locked]
-    server, others = await asyncio.gather(
-        stage.serve(),
-        asyncio.gather(
-            *(
-                _peer_side(stage, contest, peer, connections, round(places_a_second * seconds), rounds)
-                for peer, places_a_second, connections in contestants
-            )
-        ),
+    others = await asyncio.gather(
+        *(
+            _peer_side(stage, contest, peer, connections, round(places_a_second * seconds), rounds)
+            for peer, places_a_second, connections in contestants
+        )
     )
     ours = Side("clocktower", "durable winners, one worker", lambda: contest.our_lap(server))
     peers = {side.name: side for side in others}
