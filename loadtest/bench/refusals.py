@@ -124,7 +124,8 @@ async def refusals(
             side = await contest.side(peer.name, peer.what, server, claims, replay, refuses=True)
             # Node compiles what runs often: after some 30,000 requests it takes a quarter of the time.
             peers[peer.name] = replace(side, warm_up_laps=_NODE_WARM_UP_LAPS) if peer is FASTIFY else side
-        # Each beside what it is compared with.
+        # Each beside what it is compared with. Who is polled has been warmed up by claims.
+        polled, bare_polls = replace(polled, warm_up_laps=0), replace(bare_polls, warm_up_laps=0)
         crowds = [crowded, bare_crowded] if with_crowd else []
         sides = [refused, bare, *crowds, polled, bare_polls, by_two, *peers.values()]
         laps = await take_turns(sides, rounds=rounds, say=say)
