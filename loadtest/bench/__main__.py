@@ -89,8 +89,8 @@ QUICK: Final = Effort(
     starts=1,
     tail_rounds=1,
     targets_only=True,
-    # Growth looks at what Redis and PostgreSQL hold.
-    stages=(("opening", "refusals", "winners"), ("growth",), ("tail",)),
+    # Winners cost PostgreSQL more where others have claimed before; growth looks at what it holds.
+    stages=(("opening", "refusals"), ("winners",), ("growth",), ("tail",)),
 )
 _PEERS: Final[Mapping[str, tuple[Peer, ...]]] = {"refusals": REFUSING_PEERS, "winners": GIVING_PEERS}
 # Everybody else is asked by wrk.
