@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -40,7 +40,7 @@ _SECONDS_AROUND: Final = range(-3, 10)
 _ENTERING_TRIES_MAX: Final = 10
 # Times that a machine under load does not reach: what is counted is the way on which nothing goes wrong, and no look
 # of the gate's own at PostgreSQL falls into a count.
-_PATIENCE: Final = dict.fromkeys(
+_PATIENCE: Final[Mapping[str, int]] = dict.fromkeys(
     ("redis_timeout_ms", "admission_wait_ms", "commit_wait_ms", "sweep_interval_ms"), 60_000
 )
 # Nobody signs in, so WeChat is not asked.
