@@ -62,6 +62,7 @@ def test_no_more_faults_are_told_than_a_caller_can_mend_at_once() -> None:
     assert len(_errors({"release": RELEASE, "people": [5] * 100, "choices": [POOL]})) == ERRORS_MAX
 
 
-@pytest.mark.parametrize("written", [f"{{{PERSON}}}", f"urn:uuid:{PERSON}", f"{PERSON} "])
-def test_an_id_in_another_notation_is_named(written: str) -> None:
+@pytest.mark.parametrize("notation", ["{%s}", "urn:uuid:%s", "%s "])
+def test_an_id_in_another_notation_is_named(notation: str) -> None:
+    written = notation % PERSON
     assert _errors({"release": RELEASE, "people": [written], "choices": [POOL]}) == [("people[0]", "bad_format")]
