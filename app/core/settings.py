@@ -104,6 +104,13 @@ class Settings(BaseSettings):
         description="Sign-ins from one address in a minute. A school's or a carrier's gateway is one address, and "
         "in the minutes before an opening thousands of parents sign in through it.",
     )
+    invitation_limit_per_minute: int = Field(
+        default=20,
+        ge=1,
+        le=100_000,
+        description="Invitations that one account may try to accept in a minute, whether there are such or not: a "
+        "family has a handful, and whoever tries many is guessing.",
+    )
     log_level: str = Field(
         default="info",
         pattern="^(debug|info|warning|error)$",

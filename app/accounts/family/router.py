@@ -142,7 +142,7 @@ async def change_consent(
     "/people/{person_id}/invitations",
     summary="Invite a further guardian",
     status_code=201,
-    responses=problems(NotFound, InvitationLimitReached, GuardianLimitReached),
+    responses=problems(NotFound, InvitationLimitReached, GuardianLimitReached, AccountBlocked),
 )
 async def invite_guardian(person_id: UUID, caller: Caller, db: Tx, now: Now, settings: Configured) -> InvitationShown:
     """Make an invitation to pass on. It is good once; whoever accepts it sees and books for the person from then on."""

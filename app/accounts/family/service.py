@@ -213,8 +213,10 @@ async def invite_guardian(
 ) -> OpenInvitation:
     """Make an invitation for one further guardian.
 
-    Raises `NotFound`, `InvitationLimitReached` and `GuardianLimitReached`.
+    Raises `NotFound`, `InvitationLimitReached`, `GuardianLimitReached` and `AccountBlocked`.
     """
+    # In the order in which `accept_invitation` locks them, too.
+    await _lock_own_account(db, account_id)
     await _lock_own_person(db, account_id, person_id)
     token = secrets.token_urlsafe(_INVITATION_TOKEN_BYTES)
     expires_at = now + timedelta(hours=settings.invitation_hours)

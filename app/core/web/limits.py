@@ -46,6 +46,8 @@ _LIMITED_PREFIX: Final = "/v1/"
 # A countdown asks for the time again and again, and the answer costs nothing.
 _FREE_PATHS: Final = frozenset({"/v1/time"})
 _SIGN_IN_PATH: Final = "/v1/auth/wechat"
+# What it takes is a secret that somebody might guess.
+_ACCEPTANCE_PATH: Final = "/v1/me/invitations/accept"
 
 # KEYS[1] the caller; ARGV: quota, window in µs. Returns {allowed, remaining, µs until one is free, µs until all are}.
 # The instant stored is the one at which the bucket is full again (the "theoretical arrival time").
@@ -139,6 +141,7 @@ class RateLimits:
         self._account = Policy("account", settings.rate_limit_per_minute)
         self._address = Policy("address", settings.rate_limit_per_minute * ADDRESS_FACTOR)
         self._sign_in = Policy("sign_in", settings.sign_in_limit_per_minute)
+        self._acceptance = Policy("invitation", settings.invitation_limit_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it with 429; its answer says how the caller stands."""
@@ -167,7 +170,7 @@ class RateLimits:
     def _caller(self, scope: Scope, clock: Clock) -> tuple[str, Policy]:
         account_id = account_of(scope, key=self._key, now_ms=clock.now_ms())
         if account_id is not None:
-            return account_id.hex, self._account
+            return account_id.hex, self._acceptance if scope["path"] == _ACCEPTANCE_PATH else self._account
         return address_of(scope), self._sign_in if scope["path"] == _SIGN_IN_PATH else self._address
 
 
