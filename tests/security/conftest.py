@@ -9,8 +9,13 @@ import pytest
 from app.core.embedded import Engines
 from app.core.settings import Settings
 from app.main import create_app
+from tests.booking.gate.conftest import db, signer
 from tests.conftest import make_settings, serving
+from tests.contract.conftest import address, client, line, made
 from tests.security.town import Town, build_town
+
+# Those of the contract: the application carried in each of the two ways.
+__all__ = ["address", "client", "db", "line", "made", "signer"]
 
 _PATIENCE_SECONDS = 30.0
 
