@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -78,10 +78,19 @@ class Line:
         self.send(message)
         return await self.hear(to_head=to_head)
 
-    async def hear_the_end(self) -> bytes:
-        """Return what still comes until the server hangs up."""
+    async def hear_something(self) -> bytes:
+        """Return the first bytes that come; nothing once the server has hung up."""
         async with asyncio.timeout(PATIENCE_SECONDS):
-            return await self._reader.read()
+            return await self._reader.read(_LITTLE_BYTES)
+
+    async def hear_the_end(self) -> bytes:
+        """Return what still comes until the server hangs up, or breaks the connection since it reads no more of it."""
+        heard = b""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            with suppress(ConnectionResetError):
+                while piece := await self._reader.read(_LITTLE_BYTES):
+                    heard += piece
+        return heard
 
     async def says_nothing_for(self, seconds: float) -> bool:
         """Tell whether neither an answer nor the end comes for so long. Whatever comes is lost."""

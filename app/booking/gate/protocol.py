@@ -159,6 +159,7 @@ class GateProtocol(ProblemProtocol):
 
     def on_headers_complete(self) -> None:
         """Keep a plain request of the gate, send every other the way of ASGI."""
+        self.refuse_unread_body()
         # The answer to the one before may have come while this one was on its way.
         self._is_idle = False
         if self.transport.is_closing():

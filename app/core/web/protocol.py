@@ -8,7 +8,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.core.problems import HeadTooLarge, MalformedHttp, Problem
 from app.core.web.documents import Answer, Framed, problem_answer
-from app.core.web.headers import REQUEST_ID_NAME, request_id_for, with_standing_headers
+from app.core.web.headers import REQUEST_ID_NAME, announced_bytes, request_id_for, with_standing_headers
 
 # Address and headers of one request. The parser itself has no bound for a header and would gather it in memory.
 # A pass for ten people and every pool has about 2 KiB.
@@ -62,6 +62,10 @@ def _written_head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> byte
     return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in with_standing_headers(headers))
 
 
+class _BodyUnreadError(Exception):
+    """Ends the parsing at a request whose body the parser would take for the next request."""
+
+
 class _TooFarAheadError(Exception):
     """Ends the parsing of a piece in which more is sent ahead than will be answered."""
 
@@ -101,8 +105,20 @@ class ProblemProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Let the request begin."""
+        self.refuse_unread_body()
         self._in_head = False
         super().on_headers_complete()
+
+    def refuse_unread_body(self) -> None:
+        """Refuse a request that asks for another protocol and has a body: the parser takes that for what follows.
+
+        Read on, it would be the next request: of whoever shares this connection, where a proxy is in front.
+        """
+        if self.parser.should_upgrade() and any(
+            name == b"transfer-encoding" or (name == b"content-length" and announced_bytes(value))
+            for name, value in self.headers
+        ):
+            raise _BodyUnreadError
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless a head has grown too long by now."""
@@ -110,20 +126,37 @@ class ProblemProtocol(HttpToolsProtocol):
             return
         self.stop_idling()
         try:
-            self.parser.feed_data(data)
+            self._parse(data)
         except HttpParserError:
             if self._reads_on:
                 self.send_400_response("Invalid HTTP request received.")
             return
-        except HttpParserUpgrade:
-            # Nothing here is spoken but HTTP; who asks for something else is answered in HTTP (RFC 9110, section 7.8).
-            pass
         if self._in_head:
             # Of what came in one piece, the requests before this one end before it does: most with an empty line.
             before, end, _ = data.rpartition(_END_OF_HEAD)
             self._head_bytes += len(data) - len(before) - len(end)
             if self._head_bytes > HEAD_LIMIT_BYTES and not self.transport.is_closing():
                 self._refuse(HeadTooLarge())
+
+    def _parse(self, data: bytes) -> None:
+        """Have the parser read all of this.
+
+        Nothing here is spoken but HTTP; who asks for something else is answered in HTTP, and goes on in it (RFC 9110,
+        section 7.8). So the parser, which stops behind such a request, has to read what follows: if the rest of a piece
+        were dropped, the next piece would be read from the middle of a request.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except HttpParserUpgrade as asked:
+                if self.parser.get_method() == b"CONNECT":
+                    # What follows would be a tunnel's, and is no request of this connection.
+                    self.cycle.keep_alive = False
+                    self._reads_on = False
+                    return
+                data = data[asked.args[0] :]
+            else:
+                return
 
     def stop_idling(self) -> None:
         """Call off that the connection ends for its idleness: something came."""
@@ -146,3 +179,7 @@ class ProblemProtocol(HttpToolsProtocol):
         answer = problem_answer(problem, accept_language=None, request_id=request_id)
         self.transport.write(written(answer, request_id, more_headers=b"connection: close\r\n"))
         self.transport.close()
+        if self.owes_an_answer:
+            # Its body was what could not be read: whoever works on it has nobody to answer any more.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
