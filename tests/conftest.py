@@ -38,6 +38,7 @@ from app.core.settings import ENVIRONMENT_PREFIX, Settings
 from app.main import create_api, with_gate_in_front
 from app.wechat.fake.demo import DEMO_APP_ID, DEMO_APP_SECRET
 from app.wechat.fake.process import FakeWeChatProcess
+from tests.log_watch import LOG_WATCH
 
 ROOT: Final = Path(__file__).parent.parent
 TEMPLATE: Final = "clocktower_template"
@@ -64,6 +65,24 @@ def _own_environment() -> None:  # pyright: ignore[reportUnusedFunction] - used 
     """Take the shell's own settings away: a test must not reach somebody's real database."""
     for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
         del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logs_tell_no_secrets(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:  # pyright: ignore[reportUnusedFunction] - used by pytest
+    """Read every log of the run; a secret or a personal fact in one fails the run, and the test behind it is named.
+
+    What the last test's own processes wrote to standard error is seen by pytest after this, and by nobody here.
+    """
+    LOG_WATCH.begin()
+    yield
+    LOG_WATCH.end()
+    LOG_WATCH.read_files(tmp_path_factory.getbasetemp())
+    assert not LOG_WATCH.finds, f"Logged, and must not be (tests/log_watch.py):\n{LOG_WATCH.told()}"
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Read what the processes of a test wrote to where it writes itself."""
+    LOG_WATCH.read(report.capstderr, f"{report.nodeid}: standard error")
 
 
 @pytest.fixture(scope="session", autouse=True)

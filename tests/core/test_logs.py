@@ -14,7 +14,12 @@ def _logging_as_before() -> Generator[None]:  # pyright: ignore[reportUnusedFunc
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     before = structlog.get_config()
+    # Which the watch over the logs of the whole run has lowered.
+    own = logging.getLogger("app")
+    own_level = own.level
+    own.setLevel(logging.NOTSET)
     yield
+    own.setLevel(own_level)
     root.handlers, root.level = handlers, level
     structlog.configure(**before)
 
