@@ -10,7 +10,7 @@ BOOTSTRAP := .cache/bootstrap
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check proof chaos bench format lock clean
+.PHONY: help env demo test check audit proof chaos bench format lock clean
 
 help: ## Say what can be made.
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/^([a-z]+): .*## (.*)/  make \1\t\2/' | expand -t 16
@@ -30,6 +30,9 @@ check: $(STAMP) ## Check style, types, imports, migrations and the lock file.
 	$(BIN)/lint-imports --no-logo --cache-dir .cache/import-linter
 	$(BIN)/clocktower migrate --check --embedded
 	$(BIN)/python deploy/lock.py --check
+
+audit: $(STAMP) ## Ask what is known against the versions that are locked (needs the network; ARGS=--service=osv).
+	@$(BIN)/python deploy/audit.py $(ARGS)
 
 proof: $(STAMP) ## Switch one guard off after the other, and see that the checker of the chaos says so.
 	@$(BIN)/python -m pytest -m proof $(ARGS)

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 LOCK = ROOT / "requirements.lock"
 RUNTIME_LOCK = ROOT / "deploy" / "runtime.lock"
 BUILD_LOCK = ROOT / "deploy" / "build.lock"
+AUDIT_LOCK = ROOT / "deploy" / "audit.lock"
 COMPILE = (
     *("pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes", "--quiet"),
     *("--no-emit-index-url", "--no-emit-find-links", "--no-header", "--no-annotate"),
@@ -33,6 +34,8 @@ LOCKS = {
     LOCK: ("pyproject.toml", "--group", "dev"),
     RUNTIME_LOCK: ("pyproject.toml", "--constraint", LOCK.name),
     BUILD_LOCK: ("--group", "pyproject.toml:build", "--constraint", LOCK.name),
+    # Judges the others from an environment of its own.
+    AUDIT_LOCK: ("--group", "pyproject.toml:audit", "--constraint", LOCK.name),
 }
 PINNED = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[^ ;\\]+)(?: ; (?P<marker>[^\\]+?))?(?: \\)?$", re.MULTILINE)
 

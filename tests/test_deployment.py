@@ -65,7 +65,7 @@ def test_every_command_of_the_deployment_is_one_of_clocktower() -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "deploy/build.lock", "deploy/runtime.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "deploy/build.lock", "deploy/runtime.lock", "deploy/audit.lock"])
 def test_a_lock_file_holds_versions_and_hashes_and_no_address(name: str) -> None:
     locked = (ROOT / name).read_text(encoding="utf-8")
     assert "--hash=sha256:" in locked
