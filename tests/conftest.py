@@ -33,6 +33,7 @@ from app.booking.gate.protocol import GateProtocol
 from app.core.clock import Clock
 from app.core.db import sqlalchemy_url, transaction
 from app.core.embedded import Engines, start_engines
+from app.core.logs import _without_exception_text
 from app.core.redis import connect_redis
 from app.core.settings import ENVIRONMENT_PREFIX, Settings
 from app.main import create_api, with_gate_in_front
@@ -95,7 +96,12 @@ def _can_be_interrupted() -> None:  # pyright: ignore[reportUnusedFunction] - us
 def _events_in_logging() -> None:  # pyright: ignore[reportUnusedFunction] - used by pytest
     """Send events through logging, where `caplog` finds them; the service's own set-up would take its handlers away."""
     structlog.configure(
-        processors=[structlog.stdlib.add_log_level, structlog.processors.KeyValueRenderer(key_order=["event"])],
+        processors=[
+            structlog.stdlib.add_log_level,
+            # As the service writes exceptions: by their kinds and places.
+            _without_exception_text,
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
