@@ -178,17 +178,32 @@ def grant(
 
 @app.command()
 def reconcile(
-    release_id: Annotated[UUID | None, typer.Argument(help="The release.")] = None,
+    release_ids: Annotated[
+        list[UUID] | None,
+        typer.Argument(metavar="[RELEASE]...", help="Which releases; every one that claims can still change if none."),
+    ] = None,
     *,
-    everything: Annotated[bool, typer.Option("--all", help="Every release that claims can still change.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what differs, and change nothing.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Make the state anew from PostgreSQL, whatever is found.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every release that claims can still change: the same as naming none.")
+    ] = False,
     data_dir: DataDir = surroundings.DEFAULT_DATA_DIR,
 ) -> None:
-    """Rebuild the gate's state from PostgreSQL by hand."""
-    from app.cli.upkeep import reconcile as reconcile_now
+    """Say on what Redis and PostgreSQL disagree, and mend it; claims may come and go meanwhile.
 
-    if (release_id is None) != everything:
-        raise Refusal("Say which release, or --all.")
-    reconcile_now(data_dir, release_id)
+    What is unfinished is swept; only a contradiction leads to a rebuild. Exit status 0 when they agree in the end, 1
+    when a difference is left (with --dry-run: when there is one), 2 when it could not be looked.
+    """
+    from app.cli.reconcile import reconcile as reconcile_now
+
+    if release_ids and everything:
+        raise Refusal("Name releases, or say --all.")
+    if dry_run and rebuild:
+        raise Refusal("--dry-run changes nothing and --rebuild does: leave one of them out.")
+    reconcile_now(data_dir, release_ids or [], dry_run=dry_run, rebuild=rebuild)
 
 
 @app.command()

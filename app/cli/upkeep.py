@@ -1,4 +1,4 @@
-"""Commands that change something by hand: roles, the demonstration town, the gate's state."""
+"""What commands by hand work with, and the granting of roles."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from rich.table import Table
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -17,9 +16,8 @@ from app.accounts.service import grant_role_by_openid
 from app.booking.gate.gate import Gate
 from app.booking.releases.queries import RELEASES_PAGE, releases_in_use
 from app.cli import surroundings
-from app.cli.consistency import Comparison, Side, compare
 from app.cli.database import with_engine
-from app.cli.refusal import EXIT_WRONG, Refusal, out, say
+from app.cli.refusal import Refusal, say
 from app.core.clock import Clock
 from app.core.db import transaction
 from app.core.problems import Problem
@@ -99,37 +97,6 @@ def grant(data_dir: Path, openid: str, role_name: str, scope: str | None) -> Non
     say(f"{openid} holds the role {role}{f' for {scope}' if scope else ' everywhere'}.")
 
 
-def reconcile(data_dir: Path, release_id: UUID | None) -> None:
-    """Rebuild the gate's state of one release, or of every one in use, and show both sides before and after.
-
-    Raises `Refusal`, also when a release differs still.
-    """
-    settings = surroundings.enter(data_dir)
-
-    async def work(engine: AsyncEngine) -> list[tuple[UUID, Comparison, Comparison]]:
-        async with servers(settings, engine) as at:
-            chosen = await all_in_use(at) if release_id is None else [release_id]
-            return [await _rebuild_one(at, chosen_id) for chosen_id in chosen]
-
-    done = with_engine(settings, work)
-    if not done:
-        say("No published release is in use.")
-        return
-    table = Table(title="gate rebuilt from PostgreSQL", title_justify="left", header_style="bold")
-    for heading in ("release", "", "epoch", "free", "held", "waiting", "pending"):
-        table.add_column(heading, justify="left" if heading in {"release", ""} else "right")
-    for chosen_id, before, after in done:
-        table.add_row(str(chosen_id), "gate before", *_row(before.gate))
-        table.add_row(after.title, "gate after", *_row(after.gate))
-        table.add_row("", "PostgreSQL", *_row(after.database), end_section=True)
-    out.print(table)
-    if any(not after.agrees for _, _, after in done):
-        raise Refusal(
-            "The gate differs still: claims may be arriving; run `clocktower doctor` when it is quiet.",
-            exit_status=EXIT_WRONG,
-        )
-
-
 async def all_in_use(at: Servers) -> list[UUID]:
     """Return every release that claims can still change."""
     found: list[UUID] = []
@@ -139,19 +106,3 @@ async def all_in_use(at: Servers) -> list[UUID]:
             page = await releases_in_use(connection, now=at.clock.now(), after=found[-1] if found else None)
         found += page
     return found
-
-
-async def _rebuild_one(at: Servers, release_id: UUID) -> tuple[UUID, Comparison, Comparison]:
-    before = await compare(at.engine, at.gate, release_id)
-    if before is None:
-        raise Refusal(f"There is no published release {release_id}.")
-    await at.gate.rebuild(release_id)
-    after = await compare(at.engine, at.gate, release_id)
-    assert after is not None  # noqa: S101 - a published release does not vanish
-    return release_id, before, after
-
-
-def _row(side: Side | None) -> tuple[str, ...]:
-    if side is None:
-        return ("–",) * 5
-    return tuple(str(count) for count in (side.epoch, side.free, side.held, side.waiting, side.pending))

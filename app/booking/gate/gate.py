@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from app.booking.gate import errors
 from app.booking.gate.admission import Judged, Order
 from app.booking.gate.database import leave_as_it_is, line_settings
+from app.booking.gate.differences import Comparison, compare
 from app.booking.gate.keys import BALLAST_FIELD
 from app.booking.gate.ledger import Verdict
 from app.booking.gate.link import ms_of_time
@@ -371,9 +372,17 @@ class Gate:
         except (RedisError, OSError):
             raise _unreachable() from None
 
-    async def rebuild(self, release_id: UUID) -> None:
-        """Rebuild a release's state, whatever stands there now. Raises `NotFound`, and the drivers' errors."""
-        await self._rooms.make_anew(release_id)
+    async def rebuild(self, release_id: UUID, *, after_epoch: int | None = None) -> None:
+        """Rebuild a release's state, whatever stands there now; with `after_epoch`, unless a later one is in force.
+
+        Raises `NotFound`, and the drivers' errors.
+        """
+        await self._rooms.make_anew(release_id, after_epoch=after_epoch)
+
+    async def compare(self, release_id: UUID) -> Comparison | None:
+        """Find on what Redis and PostgreSQL disagree, changing nothing (see `differences.compare`)."""
+        links = await self._nodes.of(release_id, anew=True)
+        return await compare(links, self._database, release_id, self.settings)
 
     async def settle(self, release_id: UUID, claim_ids: Sequence[UUID]) -> None:
         """Tell Redis what PostgreSQL decided about these claims. What fails is left to the sweep."""

@@ -134,11 +134,12 @@ class Rooms:
         except (errors.Rebuilding, TimeoutError):
             raise rebuilding_again() from None
 
-    async def make_anew(self, release_id: UUID) -> None:
-        """Rebuild a release's state, whatever stands there now. Raises `NotFound`, and the drivers' errors."""
-        room = self._rooms.get(release_id.bytes)
-        seen = room.release.epoch if room else None
-        release, links = await self._rebuild(release_id, Because(seen, insist=True))
+    async def make_anew(self, release_id: UUID, *, after_epoch: int | None = None) -> None:
+        """Rebuild a release's state, whatever stands there now; with `after_epoch`, unless a later one is in force.
+
+        Raises `NotFound`, and the drivers' errors.
+        """
+        release, links = await self._rebuild(release_id, Because(after_epoch, insist=after_epoch is None))
         self._absent.pop(release_id, None)
         self._open(release, links)
 
