@@ -40,6 +40,8 @@ BATCHES_MAX: Final = 100
 # Says which round of deleting is running somewhere in the fleet. The number is arbitrary and ours.
 HOUSEKEEPING_LOCK_KEY: Final = 0x434C_4F43_4B44
 _REDIS_CONNECTIONS: Final = 2
+# When a worker last ended a round, in ms since 1970: for whoever looks whether there is one.
+LAST_ROUND_KEY: Final = "clocktower:worker:last-round"
 
 
 class _Forgetting(NamedTuple):
@@ -107,6 +109,7 @@ class Worker:
             well = await self._sweep(stop)
             if asyncio.get_running_loop().time() >= self._housekeeping_due_at and not stop.is_set():
                 await self._keep_house(stop)
+            await self._redis.set(LAST_ROUND_KEY, self._clock.now_ms())  # pyright: ignore[reportUnknownMemberType] - **kwargs untyped
         except ENGINE_ERRORS as error:
             self._troubles.begin(engine_of(error), error)
             return False

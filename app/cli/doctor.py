@@ -2,26 +2,38 @@
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
+from uuid import UUID
 
+import asyncpg
 from redis.exceptions import RedisError
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.cli import surroundings
-from app.cli.consistency import compare_at_rest
 from app.cli.database import max_connections, revisions, with_engine
+from app.cli.reconcile import counted
 from app.cli.refusal import EXIT_WRONG, Refusal, out
-from app.cli.upkeep import all_in_use, servers
+from app.cli.upkeep import Servers, all_in_use, servers
 from app.core.redis import connect_redis
 from app.core.settings import Settings
+from app.worker import LAST_ROUND_KEY
 
 _REDIS_VERSION_MIN: Final = 7
 _POSTGRES_VERSION_MIN: Final = 150_000
+# A worker ends a round every second or so; while a server is away it pauses for ten at most.
+_ROUND_AGE_SECONDS_MAX: Final = 30
 _SOMAXCONN: Final = Path("/proc/sys/net/core/somaxconn")
+
+# What breaks the promise that a yes is durable before it is spoken, where it is off.
+_MUST_BE_ON: Final = {
+    "fsync": "PostgreSQL may lose what it has committed",
+    "full_page_writes": "PostgreSQL may find torn pages after a crash",
+    "synchronous_commit": "By default PostgreSQL calls committed what a crash may still take back",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,41 +70,77 @@ def _look(data_dir: Path) -> Iterator[Finding]:
         return
     yield Finding(is_well=True, sentence="Every setting is given and within its limits.")
     redis = asyncio.run(_look_at_redis(settings))
-    yield redis
+    yield from redis
     yield from _look_at_the_kernel(settings)
     try:
         findings = with_engine(settings, lambda engine: _look_at_postgres(settings, engine))
         yield from findings
-        if redis.is_well and all(finding.is_well for finding in findings):
+        if all(finding.is_well for finding in [*redis, *findings]):
             yield from with_engine(settings, lambda engine: _look_at_releases(settings, engine))
     except Refusal as refusal:
-        yield Finding(is_well=False, sentence=str(refusal))
+        yield Finding(is_well=False, sentence=str(refusal), mend="start it, or correct the variable")
 
 
-async def _look_at_redis(settings: Settings) -> Finding:
+async def _look_at_redis(settings: Settings) -> list[Finding]:
     client = connect_redis(settings)
     try:
         info = cast("dict[str, object]", await client.info())  # pyright: ignore[reportUnknownMemberType] - redis-py leaves **kwargs untyped
+        now_seconds, _ = await client.time()  # pyright: ignore[reportUnknownMemberType] - as above
+        last_round = cast("bytes | None", await client.get(LAST_ROUND_KEY))  # pyright: ignore[reportUnknownMemberType] - as above
     except (RedisError, OSError) as error:
-        return Finding(
-            is_well=False,
-            sentence=f"Redis does not answer ({error}).",
-            mend="start it, or correct CLOCKTOWER_REDIS_URL",
-        )
+        return [
+            Finding(
+                is_well=False,
+                sentence=f"Redis does not answer ({error}).",
+                mend="start it, or correct CLOCKTOWER_REDIS_URL",
+            )
+        ]
     finally:
         await client.aclose()
+    return [*_look_at_this_redis(info), _look_at_the_worker(now_seconds, last_round)]
+
+
+def _look_at_this_redis(info: Mapping[str, object]) -> Iterator[Finding]:
     version = str(info.get("valkey_version") or info.get("redis_version"))
     name = f"{str(info.get('server_name') or 'redis').capitalize()} {version}"
     if int(version.partition(".")[0]) < _REDIS_VERSION_MIN:
-        return Finding(is_well=False, sentence=f"{name} is too old.", mend="run Redis 7 or Valkey 8, or newer")
+        yield Finding(is_well=False, sentence=f"{name} is too old.", mend="run Redis 7 or Valkey 8, or newer")
+        return
+    if info.get("role") != "master":
+        yield Finding(
+            is_well=False,
+            sentence=f"{name} is a replica of {info.get('master_host')}:{info.get('master_port')}: it takes no claims.",
+            mend="name the primary in CLOCKTOWER_REDIS_URL, or promote this one: REPLICAOF NO ONE",
+        )
     policy = info.get("maxmemory_policy")
-    if info.get("maxmemory") and policy != "noeviction":
+    if policy != "noeviction":
+        evicts = bool(info.get("maxmemory"))
+        yield Finding(
+            is_well=not evicts,
+            is_advice=not evicts,
+            sentence=f"{name} throws keys away when its memory is full ({policy}), a gate's state among them"
+            + ("." if evicts else "; it has no limit yet (maxmemory 0)."),
+            mend="CONFIG SET maxmemory-policy noeviction, and the same in its configuration file",
+        )
+    yield Finding(is_well=True, sentence=f"{name} answers.")
+
+
+def _look_at_the_worker(now_seconds: int, last_round: bytes | None) -> Finding:
+    """Say whether somebody sweeps: without it, orphaned claims keep their places and nobody hears of hand-overs."""
+    if last_round is None:
         return Finding(
             is_well=False,
-            sentence=f"{name} throws keys away when its memory is full ({policy}), a gate's state among them.",
-            mend="set maxmemory-policy to noeviction",
+            sentence="No background worker has ended a round since Redis was started or emptied.",
+            mend="clocktower worker (`clocktower serve` runs one by itself: its log says why it does not)",
         )
-    return Finding(is_well=True, sentence=f"{name} answers.")
+    age_seconds = max(now_seconds - int(last_round) // 1_000, 0)
+    if age_seconds > _ROUND_AGE_SECONDS_MAX:
+        return Finding(
+            is_well=False,
+            sentence=f"The background worker ended its last round {age_seconds} s ago: it does not run, or is stuck.",
+            mend="clocktower worker, or look into its log",
+        )
+    return Finding(is_well=True, sentence=f"A background worker ended a round {age_seconds} s ago.")
 
 
 def _look_at_the_kernel(settings: Settings) -> Iterator[Finding]:
@@ -113,61 +161,89 @@ async def _look_at_postgres(settings: Settings, engine: AsyncEngine) -> list[Fin
     async with engine.connect() as connection:
         version = int((await connection.exec_driver_sql("SHOW server_version_num")).scalar_one())
         written = (await connection.exec_driver_sql("SHOW server_version")).scalar_one()
-        fsync = (await connection.exec_driver_sql("SHOW fsync")).scalar_one()
+        is_standby = (await connection.exec_driver_sql("SELECT pg_is_in_recovery()")).scalar_one()
         allowed = await max_connections(connection)
+    if version < _POSTGRES_VERSION_MIN:
+        return [Finding(is_well=False, sentence=f"PostgreSQL {written} is too old.", mend="run PostgreSQL 15 or newer")]
+    switches = await _switches(settings)
     found, newest = await revisions(engine)
     each = settings.database_pool_size + settings.gate_connection_limit
-    return [
+    findings = [
         Finding(
             is_well=True,
             sentence=f"PostgreSQL {written} answers; its {allowed} connections are enough for "
             f"{allowed // each} processes.",
         )
-        if version >= _POSTGRES_VERSION_MIN
-        else Finding(is_well=False, sentence=f"PostgreSQL {written} is too old.", mend="run PostgreSQL 15 or newer"),
-        Finding(is_well=True, sentence="PostgreSQL flushes each commit to the disk.")
-        if fsync == "on"
-        else Finding(
-            is_well=False, sentence="PostgreSQL may lose what it has committed (fsync is off).", mend="set fsync = on"
-        ),
+    ]
+    if is_standby:
+        findings.append(
+            Finding(
+                is_well=False,
+                sentence="PostgreSQL is a standby, where nothing can be written.",
+                mend="name the primary in CLOCKTOWER_DATABASE_URL, or promote this one: SELECT pg_promote()",
+            )
+        )
+    off = [name for name, value in switches.items() if value == "off"]
+    findings += [
+        Finding(is_well=False, sentence=f"{_MUST_BE_ON[name]} ({name} is off).", mend=_switch_on(name)) for name in off
+    ]
+    if not off:
+        findings.append(Finding(is_well=True, sentence="PostgreSQL flushes each commit to the disk."))
+    findings.append(
         Finding(is_well=True, sentence=f"The database stands at the newest migration ({newest}).")
         if found == newest
         else Finding(
             is_well=False,
             sentence=f"The database stands at migration {found}, and the newest is {newest}.",
             mend="clocktower migrate",
-        ),
-    ]
+        )
+    )
+    return findings
+
+
+async def _switches(settings: Settings) -> dict[str, str]:
+    """Return what is on by default: the service's own connections ask for some of it, which a pooler may drop."""
+    plain = await asyncpg.connect(settings.database_url.get_secret_value())
+    try:
+        return {name: await plain.fetchval("SELECT current_setting($1)", name) for name in _MUST_BE_ON}
+    finally:
+        await plain.close()
+
+
+def _switch_on(name: str) -> str:
+    return (
+        f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf(); and take it out of the server's command line, of its "
+        "roles and its databases, if it stands there"
+    )
 
 
 async def _look_at_releases(settings: Settings, engine: AsyncEngine) -> list[Finding]:
-    findings: list[Finding] = []
     async with servers(settings, engine) as at:
-        for release_id in await all_in_use(at):
-            comparison = await compare_at_rest(engine, at.gate, release_id)
-            if comparison is None:
-                continue
-            if comparison.gate is None:
-                findings.append(
-                    Finding(
-                        is_well=False,
-                        sentence=f"The gate of {comparison.title} ({release_id}) cannot be built.",
-                        mend=f"clocktower reconcile {release_id}",
-                    )
-                )
-            elif comparison.agrees:
-                held, places = comparison.gate.held, comparison.gate.held + comparison.gate.free
-                sentence = f"{comparison.title}: gate and PostgreSQL agree, {held} of {places} places held."
-                findings.append(Finding(is_well=True, sentence=sentence))
-            else:
-                findings.append(
-                    Finding(
-                        is_well=False,
-                        sentence=f"{comparison.title} ({release_id}): the gate says {comparison.gate}, PostgreSQL "
-                        f"{comparison.database}.",
-                        mend=f"clocktower reconcile {release_id}",
-                    )
-                )
-    if not findings:
-        findings.append(Finding(is_well=True, sentence="No published release is in use."))
-    return findings
+        chosen = await all_in_use(at)
+        # Each that differs is watched for some seconds.
+        findings = await asyncio.gather(*(_look_at_release(at, release_id) for release_id in chosen))
+    return [*findings] or [Finding(is_well=True, sentence="No published release is in use.")]
+
+
+async def _look_at_release(at: Servers, release_id: UUID) -> Finding:
+    comparison = await at.gate.compare(release_id)
+    if comparison is None:
+        return Finding(is_well=True, sentence=f"Release {release_id} was taken back meanwhile.")
+    title = comparison.title
+    if not comparison.agrees:
+        first, *others = comparison.differences
+        more = f" ({len(others)} more)" if others else ""
+        return Finding(
+            is_well=False,
+            sentence=f"{title} ({release_id}): {counted(comparison.differences)}. {first.sentence}{more}",
+            mend=f"clocktower reconcile {release_id}",
+        )
+    if comparison.gate_epoch is None:
+        return Finding(is_well=True, sentence=f"{title}: the gate has no state yet; whoever asks first has it made.")
+    held, places = sum(pool.held for pool in comparison.pools), sum(pool.places for pool in comparison.pools)
+    pending = sum(pool.gate_pending or 0 for pool in comparison.pools)
+    on_the_way = f", {pending} on their way" if pending else ""
+    return Finding(
+        is_well=True,
+        sentence=f"{title}: gate and PostgreSQL agree, {held} of {places} places held{on_the_way}.",
+    )
