@@ -26,6 +26,7 @@ from app.core.clock import Clock
 from app.core.db import create_engine, transaction
 from app.core.idempotency import FORGET_BATCH_LIMIT, forget_expired
 from app.core.logs import trace_of
+from app.core.metrics import LAST_ROUND
 from app.core.outages import ENGINE_ERRORS, Engine, engine_of, is_unreachable
 from app.core.problems import Problem
 from app.core.redis import connect_redis
@@ -109,6 +110,7 @@ class Worker:
             well = await self._sweep(stop)
             if asyncio.get_running_loop().time() >= self._housekeeping_due_at and not stop.is_set():
                 await self._keep_house(stop)
+            LAST_ROUND.set(self._clock.now_ms() / 1_000)
             await self._redis.set(LAST_ROUND_KEY, self._clock.now_ms())  # pyright: ignore[reportUnknownMemberType] - **kwargs untyped
         except ENGINE_ERRORS as error:
             self._troubles.begin(engine_of(error), error)

@@ -6,6 +6,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.cli.metrics import own_numbers
 from app.cli.reach import ask_postgres, ask_redis, away
 from app.cli.refusal import Refusal, say
 from app.core.db import create_engine
@@ -36,7 +37,8 @@ async def work(settings: Settings, *, wait_seconds: float, announce_fd: int | No
         return
     stopping.cancel()
     await reaching
-    await run_worker(settings, stop, announce_fd=announce_fd)
+    with own_numbers(settings):
+        await run_worker(settings, stop, announce_fd=announce_fd)
 
 
 async def _reach_servers(settings: Settings, wait_seconds: float) -> None:

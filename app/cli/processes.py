@@ -109,6 +109,11 @@ class Child:
             self._announcement_fd = None
 
     @property
+    def pid(self) -> int | None:
+        """Return the process's id, None where none was started."""
+        return None if self._process is None else self._process.pid
+
+    @property
     def is_running(self) -> bool:
         """Tell whether the process lives."""
         return self._process is not None and self._process.poll() is None
@@ -177,6 +182,10 @@ class Household:
             child.end()
         os.close(self._wake_fd)
         os.close(self._signal_fd)
+
+    def living(self) -> set[int]:
+        """Return the process ids of the children that live."""
+        return {child.pid for child in self.children if child.is_running and child.pid is not None}
 
     @contextmanager
     def listening(self) -> Generator[None]:

@@ -85,12 +85,17 @@ class _Service:
         wants_fake = embedded and not any(os.environ.get(name) for name in surroundings.WECHAT)
         if embedded:
             self._prepare_environment(wants_fake=wants_fake)
-        surroundings.checked_settings()
+        named = surroundings.checked_settings()
         # Before the engines: a port in use should not cost their start.
         listeners = listening_sockets(options.host, options.port, options.workers)
         for listener in listeners:
             self._stack.callback(listener.close)
-        household = self._stack.enter_context(Household())
+        household = Household()
+        if named.metrics_address:
+            from app.cli.metrics import numbers_of_children  # noqa: PLC0415 - costs a start that shows none nothing
+
+            self._stack.enter_context(numbers_of_children(named, household.living))
+        self._stack.enter_context(household)
         # Whoever is started loads its modules while we do what comes next.
         if wants_fake:
             self._launch_fake_wechat(household)

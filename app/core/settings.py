@@ -347,6 +347,13 @@ class Settings(BaseSettings):
         "are over leave Redis.",
     )
 
+    metrics_address: str = Field(
+        default="",
+        max_length=260,
+        description="Where Prometheus may ask for numbers, as host:port (127.0.0.1:9464); port 0 takes a free one. "
+        "Empty: nowhere. Whoever reaches it may read them, so it must not be reachable for the public.",
+    )
+
     # --- booking: releases -------------------------------------------------------------------------------
     catalogue_age_ms: int = Field(
         default=1_000,
@@ -383,6 +390,13 @@ class Settings(BaseSettings):
         RedisAddress.of(value.get_secret_value())
         return value
 
+    @field_validator("metrics_address")
+    @classmethod
+    def _metrics_have_an_address(cls, value: str) -> str:
+        if value:
+            host_and_port(value)
+        return value
+
     @field_validator("pending_deadline_ms")
     @classmethod
     def _deadline_outlasts_a_commit(cls, value: int, info: object) -> int:
@@ -391,6 +405,19 @@ class Settings(BaseSettings):
             message = f"must be greater than {ENVIRONMENT_PREFIX}COMMIT_TIMEOUT_MS ({timeout_ms})"
             raise ValueError(message)
         return value
+
+
+_PORT_MAX: Final = 65_535
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return the parts of host:port, where an IPv6 host stands in brackets. Raises `ValueError`, which says so."""
+    host, _, port = address.rpartition(":")
+    is_ipv6 = host.startswith("[") and host.endswith("]")
+    if not (host and port.isascii() and port.isdecimal() and int(port) <= _PORT_MAX) or (":" in host and not is_ipv6):
+        message = "must be host:port, as 127.0.0.1:9464 or [::1]:9464"
+        raise ValueError(message)
+    return host.strip("[]"), int(port)
 
 
 def _limits(name: str) -> str:

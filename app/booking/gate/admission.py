@@ -18,11 +18,12 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from app.booking.gate.errors import Busy, Contradiction, NotInForce, contradiction_in
+from app.booking.gate.errors import HELD_ELSEWHERE, Busy, Contradiction, NotInForce, contradiction_in
 from app.booking.gate.ledger import Verdict, Winner
 from app.booking.gate.link import CLAIM, OTHER_SERVER, Argument, Elsewhere, Links
 from app.booking.gate.records import ClaimRecord
 from app.booking.gate.state import Release, pack_ordinals
+from app.booking.gate.tally import JUDGED
 from app.core.ids import id_of
 from app.core.problems import jittered_ms
 from app.core.recent import Recent
@@ -158,6 +159,11 @@ class Admission:
             loop = asyncio.get_running_loop()
             self._confirm_timer = loop.call_later(_CONFIRM_DELAY_SECONDS, self._confirm_alone)
 
+    @property
+    def waiting(self) -> int:
+        """Return how many claims wait for the script."""
+        return len(self._queue) + len(self._retries)
+
     async def drained(self) -> None:
         """Wait until nobody is in the queue or in the script."""
         await self._at_rest.wait()
@@ -247,8 +253,7 @@ class Admission:
             # Who answers here may be another by now: the next call looks again.
             self._links.claims.cut()
         if isinstance(reply, Elsewhere):
-            reason = "another server holds it"
-            raise NotInForce(reason)
+            raise NotInForce(HELD_ELSEWHERE)
         if isinstance(reply, ResponseError):
             raise contradiction_in(reply) or reply
         if isinstance(reply, BaseException):
@@ -354,10 +359,12 @@ def parse_answers(reply: bytes, count: int) -> list[ScriptAnswer]:
         letters = reply[at::_BARE_BYTES]
         for letter in set(letters):
             bare[letter] = ScriptAnswer(chr(letter), b"", now_ms)
+            JUDGED[letter] += letters.count(letter)
         return list(map(bare.__getitem__, letters))
     answers: list[ScriptAnswer] = []
     for _ in range(count):
         letter = reply[at]
+        JUDGED[letter] += 1
         (length,) = _LENGTH.unpack_from(reply, at + 1)
         at += _BARE_BYTES
         if length:

@@ -1,6 +1,6 @@
 """Why a claim is refused: each refusal's code, status and words."""
 
-from typing import ClassVar
+from typing import Final, Literal
 
 from app.core.problems import Problem, ValidationFailed
 
@@ -187,16 +187,24 @@ CLAIM_PROBLEMS: tuple[type[Problem], ...] = (
 )
 
 
+# Why a process uses a state no longer: there is none (any more), it was built on another server, PostgreSQL or Redis
+# has gone on to another epoch, or the two contradict each other.
+FenceCause = Literal["no_state", "other_server", "stale_epoch", "contradiction"]
+# Of several servers, the one that was asked has the release no longer.
+HELD_ELSEWHERE: Final = "another server holds the release"
+
+
 class GateError(Exception):
     """The gate's own trouble, never shown to a phone as it is."""
 
-    reason: ClassVar[str] = "gate"
+    @property
+    def cause(self) -> FenceCause:
+        """Return why the state cannot be used."""
+        return "contradiction"
 
 
 class Contradiction(GateError):  # noqa: N818 - the protocol's word
     """Redis and PostgreSQL say different things: the state must be rebuilt before it is used again."""
-
-    reason = "contradiction"
 
 
 def contradiction_in(error: Exception) -> Contradiction | None:
@@ -207,4 +215,10 @@ def contradiction_in(error: Exception) -> Contradiction | None:
 class NotInForce(GateError):  # noqa: N818 - the protocol's word
     """No usable state in Redis: none at all, built on another server, or of another epoch."""
 
-    reason = "not_in_force"
+    @property
+    def cause(self) -> FenceCause:
+        """Return why the state cannot be used. The scripts say it in a letter."""
+        said = str(self)
+        if said == "C":
+            return "no_state"
+        return "other_server" if said in {"I", HELD_ELSEWHERE} else "stale_epoch"

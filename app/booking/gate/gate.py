@@ -127,6 +127,7 @@ class Gate:
                     await room.admission.drained()
                 while under_way := {*self._under_way.verdicts, *self._going_on}:
                     await asyncio.wait(under_way)
+        self._rooms.publish()
         self._under_way.give_up()
         # Cut first: on a silent line a chore that is told to end would wait for the answer to its last words.
         self._database.terminate()
@@ -236,8 +237,8 @@ class Gate:
             answer, verdict = judged.answer, judged.verdict
             if answer.code not in "TWPK":
                 return refusal_of(room.release, answer)
-        except errors.NotInForce:
-            self._rooms.leave(room)
+        except errors.NotInForce as error:
+            self._rooms.leave(room, cause=error.cause)
             return None
         except errors.Contradiction:
             # The admission that met it has condemned the state before it told anybody.
@@ -284,7 +285,7 @@ class Gate:
             async with room.links.lend() as link:
                 if link.identity != room.release.identity:
                     await link.drop()
-                    self._rooms.leave(room)
+                    self._rooms.leave(room, cause="other_server")
                     raise rebuilding_again()
                 packed, deadline, epoch = await link.commands(
                     [
@@ -296,7 +297,7 @@ class Gate:
         except (RedisError, OSError):
             raise _unreachable() from None
         if epoch is None or int(cast("bytes", epoch)) != room.release.epoch:
-            self._rooms.leave(room)
+            self._rooms.leave(room, cause="no_state" if epoch is None else "stale_epoch")
             raise rebuilding_again()
         if packed is None:
             raise NotFound
@@ -324,14 +325,14 @@ class Gate:
         except (RedisError, OSError):
             raise _unreachable() from None
         epoch, version, in_force = cast("list[bytes | None]", meta)
-        same_epoch = epoch is not None and int(epoch) == room.release.epoch
-        if not (same_epoch and in_force and identity == room.release.identity):
-            self._rooms.leave(room)
+        closed = _closed(room.release, epoch, in_force, identity)
+        if closed is not None:
+            self._rooms.leave(room, cause=closed)
             raise rebuilding_again()
         packed = cast("dict[bytes, bytes]", pools)
         packed.pop(BALLAST_FIELD, None)
         if len(packed) < len(room.release.pool_ids):
-            self._rooms.condemn(room, because="contradiction")
+            self._rooms.condemn(room, cause="contradiction")
             raise rebuilding_again()
         return Availability(
             room.release,
@@ -398,7 +399,7 @@ class Gate:
         try:
             await sweep_release(room.release, room.links, self._database, room.settlement, self.settings)
         except errors.GateError as error:
-            self._rooms.condemn(room, because=error.reason)
+            self._rooms.condemn(room, cause=error.cause)
         except RedisError as error:
             if self._nodes.are_several:
                 # This one's trouble: whoever sweeps the others is to go on.
@@ -426,6 +427,15 @@ class Gate:
         if room is not None and await retire(room.release, room.links):
             log.info("gate_retired", release=str(release_id), epoch=room.release.epoch)
             self._rooms.leave(room)
+
+
+def _closed(release: Release, epoch: bytes | None, built_on: bytes | None, server: str) -> errors.FenceCause | None:
+    """Return why what Redis has in force is not this state, or None where it is."""
+    if epoch is None or built_on is None:
+        return "no_state"
+    if int(epoch) != release.epoch:
+        return "stale_epoch"
+    return None if server == release.identity else "other_server"
 
 
 def _unreachable() -> errors.GateUnreachable:

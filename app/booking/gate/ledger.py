@@ -5,7 +5,7 @@ While one commit of a release is in flight, winners queue; the next transaction 
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Final, NamedTuple
@@ -18,6 +18,8 @@ from app.booking.gate.complaints import Complaints
 from app.booking.gate.database import borrowed
 from app.booking.gate.records import ClaimRecord, Status
 from app.booking.gate.state import Release
+from app.booking.gate.tally import WRITTEN
+from app.core import metrics
 from app.core.ids import id_of
 from app.core.settings import Settings
 
@@ -93,6 +95,8 @@ class Ledger:
         self._queue: list[_Waiting] = []
         self._pump: asyncio.Task[None] | None = None
         self._complaints = Complaints()
+        # Claims that were sent, and of which no reply says whether they are in.
+        self._in_doubt: set[UUID] = set()
 
     def commit(self, winner: Winner) -> asyncio.Future[Verdict]:
         """Join the next group commit; the future is settled once PostgreSQL has decided, or could not be asked."""
@@ -118,6 +122,10 @@ class Ledger:
             self._pump = None
 
     def _settle(self, waiting: _Waiting, verdict: Verdict) -> None:
+        if verdict is Verdict.UNKNOWN:
+            metrics.IN_DOUBT.inc()
+            # For the sweep to settle.
+            self._in_doubt.discard(waiting.winner.record.claim_id)
         if not waiting.verdict.done():
             waiting.verdict.set_result(verdict)
 
@@ -138,6 +146,7 @@ class Ledger:
                     return
                 # The reply was lost, or the server never reached: it may be in. Writing again is harmless, because
                 # the first writer of a claim id decides and the same row comes to the same.
+                self._in_doubt.update(waiting.winner.record.claim_id for waiting in batch)
             else:
                 batch = self._deliver(batch, outcomes)
                 refused += len(batch)
@@ -182,8 +191,11 @@ class Ledger:
     def _deliver(self, batch: list[_Waiting], outcomes: dict[UUID, str]) -> list[_Waiting]:
         """Tell each claim its verdict; return the one to send next of those that collided with one that was undone."""
         again: list[_Waiting] = []
+        if self._in_doubt:
+            self._count_settled(outcomes)
         for waiting in batch:
             outcome = outcomes[waiting.winner.record.claim_id]
+            WRITTEN[outcome] += 1
             if outcome == "again":
                 again.append(waiting)
             else:
@@ -191,6 +203,12 @@ class Ledger:
         # One alone can collide only with what is committed, so it gets a verdict; then the next.
         self._queue[:0] = again[1:]
         return again[:1]
+
+    def _count_settled(self, outcomes: Mapping[UUID, str]) -> None:
+        for claim_id in self._in_doubt & outcomes.keys():
+            fate = "booked" if _VERDICTS.get(outcomes[claim_id]) is Verdict.COMMITTED else "not_booked"
+            metrics.IN_DOUBT_SETTLED.labels(fate).inc()
+        self._in_doubt.difference_update(outcomes)
 
     def _give_up_on_the_old(self, batch: list[_Waiting]) -> list[_Waiting]:
         """Leave to the sweep what has waited past its deadline there."""

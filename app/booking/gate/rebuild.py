@@ -8,6 +8,7 @@ committed: its phone asks again and is judged by the new state.
 
 import asyncio
 import struct
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NamedTuple, cast
@@ -22,6 +23,7 @@ from app.booking.gate.link import ACTIVATE, Argument, Link, Links
 from app.booking.gate.records import BOOKED, CLAIM_HEAD, ENTRY, PoolCounts, Status
 from app.booking.gate.state import PoolSetup, Release, ReleaseSetup
 from app.booking.rows import HOLDS_A_PLACE, LIVE, WAITING_POSITION_OF_ALL, release_lock
+from app.core import metrics
 from app.core.clock import to_ms
 from app.core.ids import id_of
 from app.core.problems import NotFound
@@ -175,6 +177,7 @@ async def rebuild(
                 row = await connection.fetchrow(_RELEASE, release_id)
                 if row is not None and row["epoch"] == present.epoch and row["gate_identity"] == present.identity:
                     return present
+        began_seconds = time.monotonic()
         async with connection.transaction():
             await connection.execute(_LOCK_ALONE, release_id)
             # Only now, so that a release that waits for its lock takes no link from the others.
@@ -187,6 +190,7 @@ async def rebuild(
         reply = await link.run(ACTIVATE, keys, arguments)
         if reply != b"O":
             raise NotInForce(reply.decode())
+        metrics.REBUILDS.observe(time.monotonic() - began_seconds)
         if before is not None and int(cast("bytes", before)) < setup.epoch:
             old = EpochKeys(release_id, int(cast("bytes", before)))
             await link.commands([["UNLINK", *old.everything(len(setup.pools))]])

@@ -16,7 +16,7 @@ import asyncpg
 import structlog
 from redis.exceptions import RedisError
 
-from app.booking.gate import errors
+from app.booking.gate import errors, tally
 from app.booking.gate.admission import Admission
 from app.booking.gate.complaints import Complaints
 from app.booking.gate.database import borrowed
@@ -26,6 +26,7 @@ from app.booking.gate.nodes import Nodes
 from app.booking.gate.rebuild import Because, read_release, rebuild
 from app.booking.gate.settlement import Settlement
 from app.booking.gate.state import Release
+from app.core import metrics
 from app.core.problems import NotFound, jittered_ms
 from app.core.settings import Settings
 from app.core.tasks import Chores
@@ -143,21 +144,26 @@ class Rooms:
         self._absent.pop(release_id, None)
         self._open(release, links)
 
-    def leave(self, room: Room) -> None:
-        """Forget a room whose epoch is not in force; whoever comes next finds the one that is."""
+    def leave(self, room: Room, *, cause: errors.FenceCause | None = None) -> None:
+        """Forget a room whose epoch is not in force; whoever comes next finds the one that is.
+
+        `cause` is why, where that is a fence that closed.
+        """
         release = room.release.release_id.bytes
         if self._rooms.get(release) is room:
             del self._rooms[release]
+            if cause is not None:
+                metrics.FENCES.labels(cause).inc()
 
-    def condemn(self, room: Room, *, because: str) -> None:
+    def condemn(self, room: Room, *, cause: errors.FenceCause) -> None:
         """Never use this epoch again: it is over in PostgreSQL, or Redis and PostgreSQL contradict each other in it."""
         release = room.release
         if self._rooms.get(release.release_id.bytes) is room:
             # That an epoch is over is the ordinary end of one; only a contradiction is somebody's to look into.
-            level = logging.ERROR if because == errors.Contradiction.reason else logging.INFO
-            log.log(level, "gate_condemned", release=str(release.release_id), epoch=release.epoch, because=because)
+            level = logging.ERROR if cause == "contradiction" else logging.INFO
+            log.log(level, "gate_condemned", release=str(release.release_id), epoch=release.epoch, because=cause)
             self._condemned[release.release_id] = release.epoch
-            self.leave(room)
+            self.leave(room, cause=cause)
 
     async def watch(self) -> None:
         """Condemn, until cancelled, the rooms whose epochs PostgreSQL has left behind.
@@ -169,6 +175,7 @@ class Rooms:
         interval_seconds = self._settings.sweep_interval_ms / 1_000
         while True:
             await asyncio.sleep(interval_seconds)
+            self.publish()
             if not self._rooms:
                 continue
             with contextlib.suppress(RedisError, OSError):
@@ -184,7 +191,12 @@ class Rooms:
             epochs: dict[UUID, int] = {row["id"]: row["epoch"] for row in rows}
             for room in rooms:
                 if epochs.get(room.release.release_id) != room.release.epoch:
-                    self.condemn(room, because="stale")
+                    self.condemn(room, cause="stale_epoch")
+
+    def publish(self) -> None:
+        """Publish the numbers that are counted on the way of a claim, and how many wait."""
+        tally.publish()
+        metrics.QUEUE.set(sum(room.admission.waiting for room in self._rooms.values()))
 
     async def _enter(self, release_id: UUID) -> Room:
         """Find the state in force, or make it. Where it was condemned, only a later epoch will do.
@@ -217,20 +229,23 @@ class Rooms:
         """
         links = await self._nodes.of(release_id, anew=True)
         timeout_seconds = self._settings.rebuild_timeout_seconds
-        release = await rebuild(self._database, links, release_id, because, timeout_seconds=timeout_seconds)
+        try:
+            release = await rebuild(self._database, links, release_id, because, timeout_seconds=timeout_seconds)
+        except OUT_OF_REACH:
+            metrics.REBUILDS_FAILED.inc()
+            raise
         log.info("gate_rebuilt", release=str(release_id), epoch=release.epoch)
         return release, links
 
     def _leave_what_has_moved(self) -> None:
         for room in tuple(self._rooms.values()):
             if self._nodes.at(room.release.release_id) is not room.links:
-                self.leave(room)
+                self.leave(room, cause="other_server")
 
     def _open(self, release: Release, links: Links) -> Room:
         """Open a room. Raises `NotInForce` where its release has moved while its state was looked at, or made."""
         if self._nodes.at(release.release_id) is not links:
-            reason = "the release is held by another server by now"
-            raise errors.NotInForce(reason)
+            raise errors.NotInForce(errors.HELD_ELSEWHERE)
         room = self._rooms[release.release_id.bytes] = Room(
             release,
             links,
@@ -238,6 +253,6 @@ class Rooms:
             self._settings,
             self._chores,
             self._see_through,
-            partial(self.condemn, because=errors.Contradiction.reason),
+            partial(self.condemn, cause="contradiction"),
         )
         return room

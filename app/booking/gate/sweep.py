@@ -17,6 +17,7 @@ from app.booking.gate.link import CLAIM, Argument, Links, ms_of_time
 from app.booking.gate.records import PARKED
 from app.booking.gate.settlement import Settlement
 from app.booking.gate.state import Release
+from app.core import metrics
 from app.core.ids import id_of
 from app.core.settings import Settings
 
@@ -38,6 +39,7 @@ async def sweep_release(
     behind = await settlement.behind(BATCH_LIMIT)
     if behind:
         await settlement.settle(behind)
+        metrics.SWEPT.labels("news_told").inc(len(behind))
 
 
 async def _settle_overdue(
@@ -60,9 +62,11 @@ async def _settle_overdue(
     void = [claim_id.bytes for claim_id, outcome in outcomes.items() if outcome == "void"]
     if void:
         await settlement.release_claims(void)
+        metrics.SWEPT.labels("claims_released").inc(len(void))
     booked = [claim_id.bytes for claim_id, outcome in outcomes.items() if outcome == "known"]
     if booked:
         await _confirm(release, links, booked)
+        metrics.SWEPT.labels("claims_confirmed").inc(len(booked))
 
 
 async def _confirm(release: Release, links: Links, claim_ids: list[bytes]) -> None:
@@ -85,4 +89,5 @@ async def _hand_out_parked(release: Release, links: Links, settlement: Settlemen
     handed = await settlement.hand_over(places)
     if handed:
         await settlement.settle(handed)
+        metrics.SWEPT.labels("places_handed_over").inc(len(handed))
     await settlement.free_unwanted(places)

@@ -85,7 +85,7 @@ class UnderWay:
                     self._chores.start(self._swept(room.release.release_id))
             case Verdict.STALE | Verdict.CONTRADICTION:
                 # Stale too: whoever raised the epoch may have died before putting the new state in force.
-                self._rooms().condemn(room, because=verdict.name.lower())
+                self._rooms().condemn(room, cause="stale_epoch" if verdict is Verdict.STALE else "contradiction")
             case Verdict.COMMITTED | Verdict.UNKNOWN:
                 # The first is confirmed already, the second is for the sweep to settle.
                 pass

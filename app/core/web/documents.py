@@ -7,12 +7,14 @@ import json
 from collections.abc import Mapping
 from datetime import date, datetime
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Final, NamedTuple, cast
 
 import msgspec
 
 from app.core.clock import iso
 from app.core.field_codes import Language
+from app.core.metrics import UNAVAILABLE
 from app.core.problems import KEPT_HEADER_BYTES_MAX, PROBLEM_MEDIA_TYPE, Problem, language_of
 from app.core.web.headers import RawHeaders
 
@@ -87,6 +89,8 @@ def _language_in(accept_language: bytes | None) -> Language:
 
 
 def _own_answer(problem: Problem, language: Language, request_id: str) -> Answer:
+    if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        UNAVAILABLE.labels(problem.code).inc()
     document = problem.document(language=language, request_id=request_id)
     for name in problem.extra:
         document[name] = _plain(document[name])
