@@ -117,6 +117,7 @@ GROUP BY claim.account_id
 _ACCOUNT_ROW: Final = struct.Struct(">16sq")
 # A timestamptz is sent in microseconds since 2000.
 _MS_FROM_1970_TO_2000: Final = 946_684_800_000
+_WRITTEN_IN_EPOCH: Final = "SELECT count(*) FROM claim WHERE release_id = $1 AND epoch = $2"
 _HIGHEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM claim WHERE release_id = $1"
 # Rows read, and fields written, at once: bounds memory here and each command's time in Redis.
 _CHUNK: Final = 1_000
@@ -139,6 +140,26 @@ async def read_release(link: Link, release_id: UUID) -> Release | None:
         await link.drop()
         meta = await _read_meta(link, release_id)
     return Release.from_meta(meta) if meta.get(b"identity") == link.identity.encode() else None
+
+
+async def knows_more(database: asyncpg.Pool, link: Link, release: Release, *, timeout_seconds: float) -> bool:
+    """Tell whether a state in force has admitted more claims than PostgreSQL and those on their way account for.
+
+    So it is after PostgreSQL was restored from a back-up: epoch and identity are as they were then, and claims that
+    were confirmed since would hear "yes" from Redis alone. Redis is asked first: what was decided by then PostgreSQL
+    has, as a booking or as a tombstone. An id that was void and sent again makes it too many as well, and then the
+    state is made anew for nothing. Raises the drivers' errors.
+    """
+    keys = release.keys
+    *_, (meta, pending) = await link.commands(
+        [["MULTI"], ["HMGET", keys.meta, "seq", "built_seq"], ["ZCARD", keys.pending], ["EXEC"]]
+    )
+    seq, built_seq = cast("list[bytes | None]", meta)
+    if seq is None or built_seq is None:
+        return False
+    async with borrowed(database, timeout_seconds=timeout_seconds) as connection:
+        written: int = await connection.fetchval(_WRITTEN_IN_EPOCH, release.release_id, release.epoch)
+    return int(seq) - int(built_seq) > written + cast("int", pending)
 
 
 async def suspend(link: Link, release_id: UUID) -> None:
@@ -308,6 +329,7 @@ class _Loader:
             "person_limit": setup.person_limit,
             "account_limit": setup.account_limit,
             "seq": self.seq,
+            "built_seq": self.seq,
             "version": 0,
             "setup": setup.pack(),
         }

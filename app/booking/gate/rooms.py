@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import partial
 from typing import Final
 from uuid import UUID
@@ -21,9 +22,9 @@ from app.booking.gate.admission import Admission
 from app.booking.gate.complaints import Complaints
 from app.booking.gate.database import borrowed
 from app.booking.gate.ledger import Ledger, Verdict, Winner
-from app.booking.gate.link import Links
+from app.booking.gate.link import Link, Links
 from app.booking.gate.nodes import Nodes
-from app.booking.gate.rebuild import Because, read_release, rebuild
+from app.booking.gate.rebuild import Because, knows_more, read_release, rebuild
 from app.booking.gate.settlement import Settlement
 from app.booking.gate.state import Release
 from app.core import metrics
@@ -32,7 +33,7 @@ from app.core.settings import Settings
 from app.core.tasks import Chores
 
 log = structlog.get_logger(__name__)
-_EPOCHS: Final = "SELECT id, epoch FROM release WHERE id = ANY ($1)"
+_EPOCHS: Final = "SELECT id, epoch, pg_postmaster_start_time() AS since FROM release WHERE id = ANY ($1)"
 # What can be the matter with the engines, or with a release's state. TimeoutError is an OSError.
 OUT_OF_REACH: Final = (RedisError, OSError, errors.GateError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
@@ -98,6 +99,8 @@ class Rooms:
         self._absent: dict[UUID, float] = {}
         self._condemned: dict[UUID, int] = {}
         self._complaints = Complaints()
+        # Since when the PostgreSQL runs that was asked last. None: that is not known.
+        self._postgres_since: datetime | None = None
 
     @property
     def entered(self) -> Mapping[bytes, Room]:
@@ -189,9 +192,20 @@ class Rooms:
                 # Who cannot be asked has raised nothing that matters here: no row can be written either.
                 continue
             epochs: dict[UUID, int] = {row["id"]: row["epoch"] for row in rows}
+            self._look_who_answers({row["since"] for row in rows}, rooms)
             for room in rooms:
                 if epochs.get(room.release.release_id) != room.release.epoch:
                     self.condemn(room, cause="stale_epoch")
+
+    def _look_who_answers(self, since: set[datetime], rooms: tuple[Room, ...]) -> None:
+        """Have every room entered anew where PostgreSQL was started since the last look: it may be a restored one."""
+        if not since:
+            return
+        (started_at,) = since
+        if started_at != self._postgres_since:
+            self._postgres_since = started_at
+            for room in rooms:
+                self.leave(room)
 
     def publish(self) -> None:
         """Publish the numbers that are counted on the way of a claim, and how many wait."""
@@ -209,6 +223,10 @@ class Rooms:
             links = await self._nodes.of(release_id)
             async with links.lend() as link:
                 release = await read_release(link, release_id)
+                if release is not None and await self._knows_more(link, release):
+                    metrics.FENCES.labels("contradiction").inc()
+                    log.error("gate_knows_more_than_postgresql", release=str(release_id), epoch=release.epoch)
+                    condemned = release.epoch
             if release is None or (condemned is not None and release.epoch <= condemned):
                 async with self._entrance:
                     release, links = await self._rebuild(release_id, Because(condemned))
@@ -220,6 +238,17 @@ class Rooms:
             raise rebuilding_again() from error
         self._condemned.pop(release_id, None)
         return room
+
+    async def _knows_more(self, link: Link, release: Release) -> bool:
+        """Tell whether PostgreSQL was set back since this state was built; where it is away, nobody can tell."""
+        try:
+            return await knows_more(
+                self._database, link, release, timeout_seconds=self._settings.commit_timeout_ms / 1_000
+            )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            # Those who lose must be answered all the same. Once it is there it shows when it was started.
+            self._postgres_since = None
+            return False
 
     async def _rebuild(self, release_id: UUID, because: Because) -> tuple[Release, Links]:
         """Rebuild a state where it belongs by now; return it, and the links to whoever holds it.
