@@ -34,9 +34,10 @@ from app.booking.gate.sides import (
 from app.core.ids import id_of
 from app.core.settings import Settings
 
-# A difference is looked at for at least so long and at least so often. The worker sweeps several times meanwhile.
+# A difference is looked at for at least so long and at least so often. A worker with many releases needs more than its
+# interval for a round, and two rounds to free a place that was kept for somebody who never came.
 _WATCHED_SECONDS_MIN: Final = 0.5
-_SWEEPS_WATCHED: Final = 3
+_SWEEPS_WATCHED: Final = 10
 _READINGS_MIN: Final = 3
 _BETWEEN_READINGS_SECONDS: Final = 0.25
 
