@@ -151,15 +151,15 @@ async def knows_more(database: asyncpg.Pool, link: Link, release: Release, *, ti
     state is made anew for nothing. Raises the drivers' errors.
     """
     keys = release.keys
-    *_, (meta, pending) = await link.commands(
+    *_, both = await link.commands(
         [["MULTI"], ["HMGET", keys.meta, "seq", "built_seq"], ["ZCARD", keys.pending], ["EXEC"]]
     )
-    seq, built_seq = cast("list[bytes | None]", meta)
+    (seq, built_seq), pending = cast("tuple[list[bytes | None], int]", both)
     if seq is None or built_seq is None:
         return False
     async with borrowed(database, timeout_seconds=timeout_seconds) as connection:
         written: int = await connection.fetchval(_WRITTEN_IN_EPOCH, release.release_id, release.epoch)
-    return int(seq) - int(built_seq) > written + cast("int", pending)
+    return int(seq) - int(built_seq) > written + pending
 
 
 async def suspend(link: Link, release_id: UUID) -> None:
