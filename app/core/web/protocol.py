@@ -179,7 +179,3 @@ class ProblemProtocol(HttpToolsProtocol):
         answer = problem_answer(problem, accept_language=None, request_id=request_id)
         self.transport.write(written(answer, request_id, more_headers=b"connection: close\r\n"))
         self.transport.close()
-        if self.owes_an_answer:
-            # Its body was what could not be read: whoever works on it has nobody to answer any more.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
