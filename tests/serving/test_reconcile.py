@@ -63,6 +63,14 @@ def inside(server: Server, work: Callable[[Inside], Coroutine[Any, Any, _T]]) ->
     return asyncio.run(run())
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    """Run a server that sweeps often, so that a difference has stayed for long enough after a second."""
+    running = Server.start(tmp_path_factory.mktemp("reconciled") / "data", env={"CLOCKTOWER_SWEEP_INTERVAL_MS": "100"})
+    yield running
+    running.end()
+
+
 @pytest.fixture
 def nobody_sweeps(server: Server) -> Generator[None]:
     """Stop the background worker where it is, for as long as the test takes."""
