@@ -138,7 +138,7 @@ def test_a_claim_that_was_swept_is_counted_by_its_fate(server: Server, numbers: 
     async def orphan(at: Inside) -> None:
         await admit(at.worker, Phone.with_pass(at.signer, made).claim())
 
-    inside(server, orphan)
+    inside(server, orphan, is_overdue_at_once=True)
     rise(numbers, 'clocktower_swept_total{what="claims_released"}', 1, before)
 
 
