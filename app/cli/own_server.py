@@ -5,9 +5,11 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Final, Self
 
 from app.cli import surroundings
@@ -41,30 +43,35 @@ class OwnServer:
         foreign = {surroundings.DATABASE_URL, surroundings.REDIS_URL, *surroundings.WECHAT}
         read_fd, write_fd = os.pipe()
         with os.fdopen(read_fd, "rb", buffering=0) as announcement, log_path.open("ab") as log:
+            server: Self | None = None
             try:
-                process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                    [
-                        *(sys.executable, "-m", "app.cli", "serve"),
-                        *("--port", str(port), "--workers", str(workers), "--data-dir", str(data_dir)),
-                        *("--announce-fd", str(write_fd), "--lifeline"),
-                    ],
-                    env={name: value for name, value in os.environ.items() if name not in foreign} | dict(given or {}),
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=[write_fd],
-                    # Ctrl-C is for this process, which then stops the server when it has finished with it.
-                    start_new_session=True,
-                )
-            finally:
-                os.close(write_fd)
-            server = cls(data_dir, log_path, process)
-            try:
+                try:
+                    # Interrupted in between, a process would run of which nobody knows.
+                    with _interrupts_held_back():
+                        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                            [
+                                *(sys.executable, "-m", "app.cli", "serve"),
+                                *("--port", str(port), "--workers", str(workers), "--data-dir", str(data_dir)),
+                                *("--announce-fd", str(write_fd), "--lifeline"),
+                            ],
+                            env={name: value for name, value in os.environ.items() if name not in foreign}
+                            | dict(given or {}),
+                            stdin=subprocess.PIPE,
+                            stdout=log,
+                            stderr=log,
+                            pass_fds=[write_fd],
+                            # Ctrl-C is for this process, which then stops the server when it has finished with it.
+                            start_new_session=True,
+                        )
+                        server = cls(data_dir, log_path, process)
+                finally:
+                    os.close(write_fd)
                 # The end of the pipe without a line is a death, and is seen at once.
                 readable, _, _ = select.select([announcement], [], [], START_SECONDS_MAX)
                 server.address = announcement.readline().decode().strip() if readable else ""
             except BaseException:
-                server.stop()
+                if server is not None:
+                    server.stop()
                 raise
         if not server.address:
             server.stop()
@@ -104,3 +111,24 @@ class OwnServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+@contextmanager
+def _interrupts_held_back() -> Generator[None]:
+    """Let Ctrl-C take effect behind the body. In any thread but the main one it has none anyway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    was_interrupted = False
+
+    def take_notice(_number: int, _frame: FrameType | None) -> None:
+        nonlocal was_interrupted
+        was_interrupted = True
+
+    before = signal.signal(signal.SIGINT, take_notice)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        if was_interrupted:
+            signal.raise_signal(signal.SIGINT)

@@ -55,7 +55,7 @@ REQUESTS: Final = _requests()
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_every_answer_is_guarded_and_none_tells_what_we_are_made_of(deployed: str, name: str) -> None:
     method, path, headers = REQUESTS[name]
-    async with httpx2.AsyncClient(base_url=deployed) as client:
+    async with httpx2.AsyncClient(base_url=deployed, timeout=30) as client:
         answer = await client.request(method, path, headers=headers)
     assert answer.headers.items() >= COMMON.items()
     assert not TALKATIVE & answer.headers.keys()
@@ -68,7 +68,7 @@ async def test_every_answer_is_guarded_and_none_tells_what_we_are_made_of(deploy
 
 
 async def test_what_belongs_to_somebody_is_stored_nowhere_on_its_way(deployed: str) -> None:
-    async with httpx2.AsyncClient(base_url=deployed) as client:
+    async with httpx2.AsyncClient(base_url=deployed, timeout=30) as client:
         signed_in = await client.post("/v1/auth/wechat", json={"code": f"demo-{new_id().hex}"})
         client.headers["authorization"] = f"Bearer {signed_in.json()['access_token']}"
         paths = ("/v1/me", "/v1/me/people", "/v1/me/claims", f"/v1/claims/{new_id()}", f"/v1/me/people/{new_id()}")
@@ -84,7 +84,7 @@ async def test_no_page_of_another_origin_may_ask_or_read(deployed: str, origin: 
         "access-control-request-method": "PUT",
         "access-control-request-headers": "authorization",
     }
-    async with httpx2.AsyncClient(base_url=deployed) as client:
+    async with httpx2.AsyncClient(base_url=deployed, timeout=30) as client:
         for method in ("OPTIONS", "GET"):
             for path in ("/v1/me", "/v1/releases", f"/v1/claims/{new_id()}", f"/v1/releases/{new_id()}/availability"):
                 answer = await client.request(method, path, headers=asked)
