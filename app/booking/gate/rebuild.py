@@ -117,7 +117,13 @@ GROUP BY claim.account_id
 _ACCOUNT_ROW: Final = struct.Struct(">16sq")
 # A timestamptz is sent in microseconds since 2000.
 _MS_FROM_1970_TO_2000: Final = 946_684_800_000
-_WRITTEN_IN_EPOCH: Final = "SELECT count(*) FROM claim WHERE release_id = $1 AND epoch = $2"
+# Claims of an epoch that PostgreSQL has, and those of $3, which are on their way, that it does not have yet.
+_ACCOUNTED_FOR: Final = """
+SELECT (SELECT count(*) FROM claim WHERE release_id = $1 AND epoch = $2)
+     + (SELECT count(*) FROM unnest($3::uuid[]) AS pending (id)
+        WHERE NOT EXISTS (SELECT FROM claim
+                          WHERE claim.id = pending.id AND claim.release_id = $1 AND claim.epoch = $2))
+"""
 _HIGHEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM claim WHERE release_id = $1"
 # Rows read, and fields written, at once: bounds memory here and each command's time in Redis.
 _CHUNK: Final = 1_000
@@ -152,14 +158,16 @@ async def knows_more(database: asyncpg.Pool, link: Link, release: Release, *, ti
     """
     keys = release.keys
     *_, both = await link.commands(
-        [["MULTI"], ["HMGET", keys.meta, "seq", "built_seq"], ["ZCARD", keys.pending], ["EXEC"]]
+        [["MULTI"], ["HMGET", keys.meta, "seq", "built_seq"], ["ZRANGE", keys.pending, 0, -1], ["EXEC"]]
     )
-    (seq, built_seq), pending = cast("tuple[list[bytes | None], int]", both)
+    (seq, built_seq), pending = cast("tuple[list[bytes | None], list[bytes]]", both)
     if seq is None or built_seq is None:
         return False
     async with borrowed(database, timeout_seconds=timeout_seconds) as connection:
-        written: int = await connection.fetchval(_WRITTEN_IN_EPOCH, release.release_id, release.epoch)
-    return int(seq) - int(built_seq) > written + pending
+        accounted_for: int = await connection.fetchval(
+            _ACCOUNTED_FOR, release.release_id, release.epoch, [id_of(claim) for claim in pending]
+        )
+    return int(seq) - int(built_seq) > accounted_for
 
 
 async def suspend(link: Link, release_id: UUID) -> None:
