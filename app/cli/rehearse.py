@@ -1,5 +1,6 @@
 """`clocktower rehearse`: a crowd of parents against any address, or against engines of its own."""
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ import uvloop
 from app.cli import surroundings
 from app.cli.own_server import OwnServer
 from app.cli.refusal import EXIT_WRONG, Refusal, out, say
-from app.cli.scratch import remove_tree
 from app.cli.town import make_town
 from loadtest.display import Display
 from loadtest.prepare import CannotRunError
@@ -95,8 +95,7 @@ def rehearse_embedded(options: RehearsalOptions, reports: Reports, *, workers: i
                 reports,
             )
     finally:
-        # A server that was interrupted before it was known here ends by itself, a moment later.
-        remove_tree(data_dir)
+        shutil.rmtree(data_dir, ignore_errors=True)
         if status == 0:
             log_path.unlink(missing_ok=True)
         else:

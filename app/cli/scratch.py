@@ -4,18 +4,13 @@ import os
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from app.cli import surroundings
 from app.core.embedded import start_engines
 from app.wechat.fake.demo import DEMO_APP_ID, DEMO_APP_SECRET
-
-_REMOVING_SECONDS_MAX: Final = 10.0
-_AGAIN_AFTER_SECONDS: Final = 0.1
 
 
 @contextmanager
@@ -34,13 +29,4 @@ def scratch_engines() -> Generator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-        remove_tree(data_dir)
-
-
-def remove_tree(directory: Path) -> None:
-    """Remove a directory, also where a process that is about to end still makes a file in it."""
-    until_seconds = time.monotonic() + _REMOVING_SECONDS_MAX
-    while directory.exists() and time.monotonic() < until_seconds:
-        shutil.rmtree(directory, ignore_errors=True)
-        if directory.exists():
-            time.sleep(_AGAIN_AFTER_SECONDS)
+        shutil.rmtree(data_dir, ignore_errors=True)
