@@ -1,4 +1,4 @@
-"""Counts what happens on the way of a claim in plain numbers, which are published some times a minute.
+"""Counts what happens on the way of a claim in plain numbers, which are published once a sweep interval.
 
 A published number costs a lock and a write; at an opening a refusal must not pay for it.
 """
