@@ -50,6 +50,8 @@ _LOOK_UPS: Final = 1_000
 _WORKER_MB_MAX: Final = 120
 _PLACE_BYTES_MAX: Final = 300
 _GROWTH_MAX: Final = 1.2
+# For so long a release of a million places may be away after a fault.
+_REBUILD_SECONDS_MAX: Final = 15
 # What the reader of a figure has to know that it does not say.
 _OF_WINNERS: Final = (
     "The first laps, of 3,000 winners each, are not counted. After each of PostgreSQL's checkpoints, a page that is "
@@ -317,7 +319,7 @@ def _rebuild_row(large: _Founded) -> Row:
         what=f"rebuild of {large.name}",
         unit="s",
         value=Spread.of(large.rebuild_seconds),
-        target=None,
+        target=value_at_most(_REBUILD_SECONDS_MAX),
         cpu_us=large.rebuild_us,
         note="From the loss of the state to the first answer. Processor time is that of one place.",
     )

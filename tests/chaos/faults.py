@@ -28,6 +28,7 @@ from tests.chaos.engines import freeze, kill, thaw
 from tests.chaos.stand import PAUSE_SECONDS, Stand
 from tests.chaos.storm import FLOOD_PHONES, RETRYING_PHONES, SILENT_PHONES, SLOW_PHONES, Heard
 from tests.relay import Direction, Relay
+from tests.threads import in_thread
 
 _LOCK_SECONDS: Final = 10.0
 _DELAY_SECONDS: Final = 0.4
@@ -153,14 +154,14 @@ async def _kill_valkey(stand: Stand, rng: random.Random, strike: Strike) -> None
     strike.begins()
     stand.plant.kill_valkey()
     await asyncio.sleep(rng.uniform(0.5, 2.0))
-    await asyncio.to_thread(stand.plant.restart_valkey)
+    await in_thread(stand.plant.restart_valkey)
     strike.ends()
 
 
 async def _empty_valkey(stand: Stand, _rng: random.Random, strike: Strike) -> None:
     strike.begins()
     stand.plant.kill_valkey()
-    await asyncio.to_thread(stand.plant.restart_valkey)
+    await in_thread(stand.plant.restart_valkey)
     strike.ends()
 
 
@@ -193,7 +194,7 @@ async def _fill_valkey(stand: Stand, _rng: random.Random, strike: Strike) -> Non
 
 async def _promote_an_old_copy(stand: Stand, rng: random.Random, strike: Strike) -> None:
     """Let a copy fall behind and take over, while half of the lines still lead to the old primary, which lives on."""
-    await asyncio.to_thread(stand.plant.start_second_valkey)
+    await in_thread(stand.plant.start_second_valkey)
     async with stand.valkey() as first, stand.valkey(second=True) as second:
         # By default a primary waits whether more copies come.
         await _command(first, "CONFIG", "SET", "repl-diskless-sync-delay", "0")
@@ -239,7 +240,7 @@ async def _kill_postgres(stand: Stand, rng: random.Random, strike: Strike) -> No
     strike.begins()
     stand.plant.kill_postgres()
     await asyncio.sleep(rng.uniform(0.5, 2.0))
-    await asyncio.to_thread(stand.plant.restart_postgres)
+    await in_thread(stand.plant.restart_postgres)
     strike.ends()
 
 
@@ -248,7 +249,7 @@ async def _restart_postgres(stand: Stand, _rng: random.Random, strike: Strike) -
     postmaster, *_ = stand.plant.postgres_family()
     # An immediate shutdown, as pg_ctl calls it.
     postmaster.send_signal(signal.SIGQUIT)
-    await asyncio.to_thread(stand.plant.restart_postgres)
+    await in_thread(stand.plant.restart_postgres)
     strike.ends()
 
 
@@ -333,7 +334,7 @@ async def _fill_the_disk(stand: Stand, _rng: random.Random, strike: Strike) -> N
             await database.execute("SELECT pg_logical_emit_message(false, 'chaos', repeat('x', 40000000))")
     await asyncio.sleep(_HELD_SECONDS)
     disk.clear()
-    await asyncio.to_thread(_restart_if_dead, stand)
+    await in_thread(lambda: _restart_if_dead(stand))
     strike.ends()
 
 
@@ -378,7 +379,7 @@ def _both_down(*, postgres_first: bool) -> Play:
         plant.kill_postgres()
         for restart in restarts if postgres_first else reversed(restarts):
             await asyncio.sleep(rng.uniform(0.3, 1.0))
-            await asyncio.to_thread(restart)
+            await in_thread(restart)
         strike.ends()
 
     return play

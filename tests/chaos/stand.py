@@ -29,6 +29,7 @@ from tests.chaos.crowd import Keys
 from tests.chaos.engines import Plant, Template
 from tests.chaos.seam import ARMED, died_at, environment
 from tests.relay import Relay, relaying
+from tests.threads import in_thread
 
 # 150 places that the crowd fights for, and 150 that tell whether anybody is served.
 CAPACITIES: Final = (30, 30, 30, 30, 30, 150)
@@ -144,8 +145,8 @@ async def standing(
     async with AsyncExitStack() as stack:
         await asyncio.to_thread(wires.mkdir, mode=0o700, parents=True)
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        stack.push_async_callback(asyncio.to_thread, plant.stop)
-        await asyncio.to_thread(plant.start, on_a_small_disk=on_a_small_disk)
+        stack.push_async_callback(in_thread, plant.stop)
+        await in_thread(lambda: plant.start(on_a_small_disk=on_a_small_disk))
         valkey_wire, postgres_wire = wires / "valkey.sock", wires / plant.postgres_socket.name
         to_valkey = await stack.enter_async_context(relaying(valkey_wire, plant.valkey_socket))
         to_postgres = await stack.enter_async_context(relaying(postgres_wire, plant.postgres_socket))
@@ -162,13 +163,15 @@ async def standing(
             "WECHAT_APP_SECRET": "chaos",
         }
         given = {ENVIRONMENT_PREFIX + name: value for name, value in settings.items()}
-        server = await asyncio.to_thread(
-            OwnServer.start,
-            directory / "unused",
-            port=0,
-            workers=WORKERS,
-            log_path=directory / "serve.log",
-            given={**given, **(environment(seam, directory) if seam else {})},
+        server = await in_thread(
+            lambda: OwnServer.start(
+                directory / "unused",
+                port=0,
+                workers=WORKERS,
+                log_path=directory / "serve.log",
+                given={**given, **(environment(seam, directory) if seam else {})},
+            ),
+            undo=OwnServer.stop,
         )
         stack.push_async_callback(_stop, server)
         connection = await asyncpg.connect(plant.database_dsn)
@@ -195,7 +198,7 @@ async def _stop(server: OwnServer) -> None:
             process.resume()
         except psutil.NoSuchProcess:
             continue
-    await asyncio.to_thread(server.stop)
+    await in_thread(server.stop)
 
 
 def left_behind(directory: Path) -> list[psutil.Process]:

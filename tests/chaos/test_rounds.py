@@ -17,6 +17,7 @@ from tests.chaos.crowd import Probes
 from tests.chaos.engines import SmallDisk, Template
 from tests.chaos.faults import FAULTS, Strike
 from tests.chaos.rounds import play, recovery_of
+from tests.chaos.stand import left_behind
 
 ROOT: Final = Path(__file__).parents[2]
 WAIT_SECONDS_MAX: Final = 60
@@ -77,10 +78,11 @@ def test_a_release_is_away_while_nobody_gets_a_place(
 
 
 def command(*arguments: str, directory: Path) -> subprocess.Popen[str]:
+    """Start `make chaos`'s command in a directory, in which its rounds are played as well."""
     return subprocess.Popen(  # noqa: S603 - our own command
         [sys.executable, "-m", "tests.chaos", *arguments],
         cwd=directory,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "TMPDIR": str(directory)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -124,3 +126,5 @@ def test_a_run_that_is_stopped_says_so_keeps_what_it_has_and_leaves_nothing(
     assert len(json.loads((tmp_path / "build" / "chaos.json").read_text("utf-8"))["rounds"]) == 1
     _, alive = psutil.wait_procs(family, timeout=WAIT_SECONDS_MAX)
     assert not alive
+    # Nor what was only being started.
+    assert not left_behind(tmp_path)

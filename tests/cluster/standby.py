@@ -1,6 +1,5 @@
 """A PostgreSQL and its standby, made with the server's own tools, each on a unix socket of its own."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from app.core.embedded.directories import POSTGRES_PORT, Layout, make_run_dir
 from app.core.embedded.postgres import DATABASE, ROLE, SUPERUSER, Postgres
 from app.core.embedded.processes import launch
 from tests.chaos.engines import Plant, Template
+from tests.threads import in_thread
 
 STANDBY_NAME: Final = "standby"
 _COPY_SECONDS_MAX: Final = 30.0
@@ -113,8 +113,8 @@ async def standing_pair(directory: Path, template: Template) -> AsyncGenerator[P
     """Start both, with commits that wait for the standby, and leave no process behind."""
     pair = Pair(directory, template)
     try:
-        await asyncio.to_thread(pair.start)
+        await in_thread(pair.start)
         await pair.wait_for_standby(STANDBY_NAME)
         yield pair
     finally:
-        await asyncio.to_thread(pair.stop)
+        await in_thread(pair.stop)

@@ -8,7 +8,7 @@ import pytest
 from app.booking.gate.passes import PassSigner
 from app.core.web.protocol import AHEAD_LIMIT, HEAD_LIMIT_BYTES
 from tests.booking.gate.builders import MadeRelease, Phone, held
-from tests.booking.gate.commits import no_commit_of, until_commits_wait
+from tests.booking.gate.locks import no_commit_of, until_gates_wait
 from tests.booking.gate.waits import until
 from tests.contract.line import Line, chunked, claim_message, connected, message
 
@@ -112,7 +112,7 @@ async def test_a_claim_that_came_by_itself_is_answered_after_those_before_it(
     first, second = (Phone.with_pass(signer, made) for _ in range(2))
     async with no_commit_of(database_url, made):
         line.send(claim_message(first, x_request_id="the-first"))
-        await until_commits_wait(db)
+        await until_gates_wait(db)
         # Refused at once, were it alone.
         line.send(message("PUT", second.claim().path, b"{", second.headers | {"x-request-id": "the-second"}))
     heard = [await line.hear() for _ in range(2)]
@@ -182,7 +182,7 @@ async def test_what_is_no_http_waits_for_the_answers_before_it(
 ) -> None:
     async with no_commit_of(database_url, phone.made):
         line.send(claim_message(phone, x_request_id="before-it"), b"NOISE\r\n\r\n")
-        await until_commits_wait(db)
+        await until_gates_wait(db)
         line.send(b"more of it")
     heard = await line.hear()
     # Taken for the answer to the claim, "400" would be a lie.
@@ -221,7 +221,7 @@ async def test_a_phone_that_hangs_up_finds_its_place_when_it_asks_again(
     async with connected(address) as lost:
         async with no_commit_of(database_url, phone.made):
             lost.send(claim_message(phone, claim), message("GET", "/v1/time") * more)
-            await until_commits_wait(db)
+            await until_gates_wait(db)
             lost.hang_up()
 
         async def written() -> bool:

@@ -9,7 +9,7 @@ import pytest
 from app.booking.gate.passes import PassSigner
 from app.core.settings import Settings
 from tests.booking.gate.builders import Phone, changed, held, make_release
-from tests.booking.gate.commits import no_commit_of, until_commits_wait
+from tests.booking.gate.locks import no_commit_of, until_gates_wait
 from tests.contract.line import claim_message, connected, message
 from tests.races.servers import serving_processes
 
@@ -34,7 +34,7 @@ async def test_a_worker_that_ends_answers_its_winners_first_and_hangs_up_on_who_
             assert (await idle.ask(poll)).status == 200
             async with no_commit_of(database_url, made):
                 line.send(claim_message(phone, claim))
-                await until_commits_wait(db)
+                await until_gates_wait(db)
                 server.process.terminate()
                 assert await idle.hear_the_end() == b""
                 assert await line.says_nothing_for(_HELD_SECONDS)

@@ -13,7 +13,7 @@ from app.core.settings import Settings
 from app.core.web.protocol import AHEAD_LIMIT
 from app.main import create_api, with_gate_in_front
 from tests.booking.gate.builders import MadeRelease, Phone, make_release
-from tests.booking.gate.commits import no_commit_of, until_commits_wait
+from tests.booking.gate.locks import no_commit_of, until_gates_wait
 from tests.conftest import serving
 from tests.contract.conftest import CARRIERS
 from tests.contract.line import Line, claim_message, connected, message
@@ -86,7 +86,7 @@ async def test_a_connection_whose_request_is_still_to_be_answered_is_not_idle(
         async with no_commit_of(database_url, first):
             # The head of the second begins to arrive before the first is answered.
             line.send(messages[0], messages[1][:20])
-            await until_commits_wait(db)
+            await until_gates_wait(db)
         assert (await line.hear()).status == 201
         line.send(messages[1][20:])
         assert await line.says_nothing_for(LONGER_SECONDS)
@@ -133,7 +133,7 @@ async def test_of_what_is_sent_ahead_of_an_answer_so_many_are_answered_and_then_
     ids = [f"request-{n:03}" for n in range(AHEAD_LIMIT + more)]
     async with no_commit_of(database_url, made):
         line.send(claim_message(phone), *(message("GET", "/v1/time", headers={"x-request-id": id_}) for id_ in ids))
-        await until_commits_wait(db)
+        await until_gates_wait(db)
     assert (await line.hear()).status == 201
     heard = [await line.hear() for _ in range(AHEAD_LIMIT)]
     assert [answer.headers["x-request-id"] for answer in heard] == ids[:AHEAD_LIMIT]

@@ -14,12 +14,13 @@ def _logging_as_before() -> Generator[None]:  # pyright: ignore[reportUnusedFunc
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     before = structlog.get_config()
-    # Which the watch over the logs of the whole run has lowered.
-    own = logging.getLogger("app")
-    own_level = own.level
-    own.setLevel(logging.NOTSET)
+    # Which the watch over the logs of the whole run has lowered, or another test has changed.
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("app", "asyncio", "uvicorn", "uvicorn.error"))}
+    for logger in levels:
+        logger.setLevel(logging.NOTSET)
     yield
-    own.setLevel(own_level)
+    for logger, level_before in levels.items():
+        logger.setLevel(level_before)
     root.handlers, root.level = handlers, level
     structlog.configure(**before)
 

@@ -32,6 +32,7 @@ def server_steps(state: State, guards: Guards) -> Steps:
     """Yield what the servers do by themselves. Where nothing is left to do, the system is at rest."""
     yield from _write_steps(state, guards)
     yield from _owed_steps(state)
+    yield from _copy_steps(state, guards)
     gate = gate_in_force(state, guards)
     if gate is not None:
         yield from _pending_steps(state, gate, guards)
@@ -81,6 +82,8 @@ def phone_steps(state: State, guards: Guards) -> Steps:
 def fault_steps(state: State, guards: Guards) -> Steps:
     """Yield what goes wrong, as long as it still may."""
     left = state.left
+    if left.hang_ups:
+        yield from _hang_ups(state._replace(left=left._replace(hang_ups=left.hang_ups - 1)), guards)
     if left.crashes:
         yield from _crash_steps(state._replace(left=left._replace(crashes=left.crashes - 1)), guards)
     if left.doubts:
@@ -106,6 +109,13 @@ def fault_steps(state: State, guards: Guards) -> Steps:
     if left.rebuilds and not state.loads:
         by_hand = state._replace(left=left._replace(rebuilds=left.rebuilds - 1))
         yield from rebuild_steps(by_hand, guards, "rebuild by hand")
+
+
+def _hang_ups(state: State, guards: Guards) -> Steps:
+    for claim in CLAIMS:
+        if state.heard[claim] not in _FINAL_NO and claim not in state.copies:
+            copies = state.copies if guards.unjudged_end_with_their_phone else (*state.copies, claim)
+            yield f"{_NAMES[claim]} asks, waits to be judged, and hangs up", state._replace(copies=copies)
 
 
 def without_spent(state: State, guards: Guards) -> State:
@@ -217,6 +227,21 @@ def _owed_steps(state: State) -> Steps:
         if state.truth.rows[claim].status == Status.UNKNOWN:
             paid = paid._replace(truth=transactions.with_row(state.truth, claim, Row(Status.VOID)))
         yield f"{_NAMES[claim]}'s tombstone comes after the release", paid
+
+
+def _copy_steps(state: State, guards: Guards) -> Steps:
+    gate = gate_in_force(state, guards)
+    for claim in state.copies:
+        rest = state._replace(copies=tuple(other for other in state.copies if other != claim))
+        if gate is None or gate.epoch <= state.condemned:
+            yield f"nobody judges the copy of {_NAMES[claim]}'s claim that was left behind", rest
+            continue
+        answer, after = scripts.judge(gate, claim, guards)
+        if answer is Answer.ADMITTED:
+            record = after.records[claim]
+            write = Write(claim, gate.epoch, record.status, record.seq, awaited=False)
+            rest = _with_writes(rest._replace(gate=after), rest.writes, write)
+        yield f"the copy of {_NAMES[claim]}'s claim that was left behind is judged: {answer.name}", rest
 
 
 def _parked_steps(state: State, gate: Gate) -> Steps:

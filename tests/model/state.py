@@ -94,6 +94,7 @@ class Left(NamedTuple):
     losses: int = 1  # Redis is emptied, or a replica with old data takes its place, with the old primary alive or not
     rebuilds: int = 1  # by hand, while nothing is wrong
     returns: int = 1  # somebody gives back
+    hang_ups: int = 0  # a phone hangs up on a claim that waits for its judgement, and may send it again
 
 
 class State(NamedTuple):
@@ -106,6 +107,7 @@ class State(NamedTuple):
     old: Gate | None = None  # what the old primary has, for those whose lines still lead there
     loads: tuple[Gate, ...] = ()  # rebuilt states, committed in PostgreSQL and not yet in force
     writes: tuple[Write, ...] = ()
+    copies: tuple[int, ...] = ()  # claims that wait to be judged though nobody listens: only where that guard is gone
     news: News | None = None
     owed: tuple[int, ...] = ()  # tombstones to be written after the release: only where that guard is gone
     condemned: int = 0  # epochs up to here are known to be over
@@ -129,6 +131,7 @@ class Guards(NamedTuple):
     sweep_compares_epoch: bool = True
     rebuild_waits_for_commits: bool = True
     activation_goes_forward: bool = True
+    unjudged_end_with_their_phone: bool = True
 
 
 def replaced(values: tuple[_T, ...], at: int, value: _T) -> tuple[_T, ...]:

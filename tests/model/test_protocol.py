@@ -102,6 +102,12 @@ _NOTHING = Left(0, 0, 0, 0, 0)
             id="news for the epoch that PostgreSQL has",
         ),
         pytest.param(
+            EVERY_GUARD._replace(unjudged_end_with_their_phone=False),
+            _NOTHING._replace(returns=1, hang_ups=1),
+            "nobody is booked after a final no",
+            id="a claim that nobody waits for is not judged",
+        ),
+        pytest.param(
             EVERY_GUARD._replace(sweep_compares_epoch=False),
             _NOTHING._replace(crashes=1, rebuilds=1, returns=1),
             "no place leaks",

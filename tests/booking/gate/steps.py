@@ -33,7 +33,7 @@ async def admit(worker: Worker, request: Request) -> Winner:
     admission._see_through = kept_from_the_ledger
     try:
         order = worker.desk._orders.carefully(claim_id.bytes, body, request.body, contents, room.release)
-        judged = await admission.admit(order)
+        judged = await admission.admit(order, request.has_hung_up)
     finally:
         admission._see_through = see_through
     assert isinstance(judged, Judged)

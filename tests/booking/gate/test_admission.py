@@ -19,8 +19,8 @@ from app.booking.gate.passes import PassSigner
 from app.core.ids import new_id
 from tests.booking.gate.agreement import assert_agrees, seen_in_redis
 from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, held, make_release, words
-from tests.booking.gate.commits import no_commit_of, until_commits_wait
 from tests.booking.gate.conftest import OpenWorker
+from tests.booking.gate.locks import no_commit_of, until_gates_wait
 from tests.booking.gate.waits import PATIENCE_SECONDS, until
 from tests.relay import Relay, relaying
 
@@ -241,7 +241,7 @@ async def test_a_gate_that_closes_leaves_no_winner_without_a_word(
     await worker.gate.release(made.release_id)
     async with no_commit_of(database_url, made):
         asking = asyncio.create_task(worker.ask(Phone.with_pass(signer, made).claim()))
-        await until_commits_wait(db)
+        await until_gates_wait(db)
         async with asyncio.timeout(PATIENCE_SECONDS):
             await worker.gate.close()
             assert (await asking).word == "gate_unreachable"

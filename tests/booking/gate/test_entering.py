@@ -1,8 +1,6 @@
 """Releases whose state is looked for or made, and ids that somebody made up, do not hold up the winners of others."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
 from uuid import UUID
 
 import asyncpg
@@ -13,37 +11,9 @@ from app.booking.gate.passes import PassSigner
 from app.core.ids import new_id
 from tests.booking.gate.builders import Phone, make_release
 from tests.booking.gate.conftest import OpenWorker
-from tests.booking.gate.waits import until
+from tests.booking.gate.locks import no_rebuild_of, until_gates_wait
 
 pytestmark = pytest.mark.anyio
-
-_WAITING = """
-SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND application_name = 'clocktower-gate' AND wait_event_type = 'Lock'
-"""
-
-
-@asynccontextmanager
-async def _no_rebuild_of(database_url: str, release_ids: Sequence[UUID]) -> AsyncGenerator[None]:
-    """Hold every lock that a rebuild of these releases takes."""
-    connection = await asyncpg.connect(database_url)
-    try:
-        for kind in ("rebuild", "release"):
-            await connection.execute(
-                "SELECT pg_advisory_lock(hashtextextended($1 || id::text, 0)) FROM unnest($2::uuid[]) AS id",
-                f"{kind}:",
-                list(release_ids),
-            )
-        yield
-    finally:
-        await connection.close()
-
-
-async def _until_rebuilds_wait(db: "asyncpg.Connection[asyncpg.Record]", count: int) -> None:
-    async def waiting() -> bool:
-        return bool(await db.fetchval(_WAITING) >= count)
-
-    await until(waiting)
 
 
 def _look_at(release_id: UUID) -> Request:
@@ -53,7 +23,7 @@ def _look_at(release_id: UUID) -> Request:
 async def test_a_release_that_somebody_made_up_waits_for_no_lock(database_url: str, open_worker: OpenWorker) -> None:
     worker = await open_worker()
     made_up = new_id()
-    async with _no_rebuild_of(database_url, [made_up]):
+    async with no_rebuild_of(database_url, [made_up]):
         assert (await worker.ask(_look_at(made_up))).word == "not_found"
 
 
@@ -65,9 +35,9 @@ async def test_releases_that_are_being_rebuilt_leave_connections_to_the_winners_
     await worker.gate.release(open_one.release_id)
     # As many as there are connections: without a limit they would hold them all.
     closed = [await make_release(db) for _ in range(worker.gate.settings.gate_connection_limit)]
-    async with _no_rebuild_of(database_url, [made.release_id for made in closed]):
+    async with no_rebuild_of(database_url, [made.release_id for made in closed]):
         looking = [asyncio.create_task(worker.ask(_look_at(made.release_id))) for made in closed]
-        await _until_rebuilds_wait(db, 2)
+        await until_gates_wait(db, 2)
         said = await worker.ask(Phone.with_pass(signer, open_one).claim())
         assert (said.status, said.word) == (201, "confirmed")
         assert {answer.word for answer in await asyncio.gather(*looking)} == {"rebuilding"}
@@ -78,9 +48,9 @@ async def test_who_finds_too_many_at_the_entrance_is_sent_away_at_once(
 ) -> None:
     worker = await open_worker()
     closed = [(await make_release(db)).release_id for _ in range(2)]
-    async with _no_rebuild_of(database_url, closed):
+    async with no_rebuild_of(database_url, closed):
         looking = [asyncio.create_task(worker.ask(_look_at(release_id))) for release_id in closed]
-        await _until_rebuilds_wait(db, 2)
+        await until_gates_wait(db, 2)
         # The entrance is taken, so these stand before it until their patience ends; and the line is full with them.
         standing = [asyncio.create_task(worker.ask(_look_at(new_id()))) for _ in range(98)]
         too_many = asyncio.create_task(worker.ask(_look_at(new_id())))

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import cast
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -31,6 +33,8 @@ from tests.booking.gate.builders import (
 from tests.booking.gate.conftest import OpenWorker
 from tests.booking.gate.steps import ask_until_decided
 from tests.booking.gate.waits import until
+from tests.numbers import rises
+from tests.relay import relaying
 
 pytestmark = pytest.mark.anyio
 
@@ -109,6 +113,32 @@ async def test_a_promoted_replica_with_old_data_is_not_believed(
     # The old server comes back with its own old state: a winner there is stale, and it is rebuilt too.
     said = await ask_until_decided(before, Phone.with_pass(signer, made))
     assert said.word == "sold_out"
+
+
+async def test_a_line_that_leads_to_another_server_by_now_closes_a_fence(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    open_worker: OpenWorker,
+    signer: PassSigner,
+    redis: Redis,
+    redis_url: str,
+    second_redis_url: str,
+    tmp_path: Path,
+) -> None:
+    made = await make_release(db)
+    socket_path = tmp_path / "valkey.sock"
+    first_path, second_path = (Path(urlsplit(url).path) for url in (redis_url, second_redis_url))
+    async with relaying(socket_path, first_path) as relay:
+        worker = await open_worker(redis_url=SecretStr(f"unix://{socket_path}"))
+        assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+        async with Redis.from_url(second_redis_url) as replica:  # pyright: ignore[reportUnknownMemberType] - untyped **kwargs
+            await _copy(made, redis, replica)
+            relay.target = second_path
+            with rises("fences_closed", by=1, cause="other_server"):
+                relay.cut()
+                said = await ask_until_decided(worker, Phone.with_pass(signer, made))
+            assert said.word == "confirmed"
+            await assert_agrees(db, replica, made)
+        await worker.gate.close()
 
 
 async def test_a_promoted_replica_does_not_say_sold_out_of_a_place_that_was_given_back_since(
@@ -398,7 +428,7 @@ async def test_a_redis_that_fails_in_the_middle_of_a_rebuild_leaves_the_way_free
         return await commands(link, given)
 
     monkeypatch.setattr(Link, "commands", failing)
-    with pytest.raises(RedisConnectionError):
+    with pytest.raises(RedisConnectionError), rises("rebuilds_failed", by=1):
         await worker.gate.rebuild(made.release_id)
     monkeypatch.setattr(Link, "commands", commands)
     # The lock, the connection and the link are free again, and nothing that was half loaded is in force.

@@ -46,6 +46,10 @@ def _nobody_listens(outcome: Judged | Exception) -> NoReturn:
     raise AssertionError(outcome)
 
 
+def _never() -> bool:
+    return False
+
+
 def _asked(
     number: int,
     account: bytes,
@@ -339,7 +343,7 @@ class GateMachine(RuleBasedStateMachine):
         self._compare()
 
     async def _claim(self, claims: list[Asked], confirmed: list[bytes]) -> list[ScriptAnswer]:
-        batch = [_Waiting(asked.order(), _nobody_listens, 0.0) for asked in claims]
+        batch = [_Waiting(asked.order(), _nobody_listens, _never, 0.0) for asked in claims]
         async with self.links.lend() as link:
             reply = await link.run(CLAIM, *self.admission._arguments(link.identity, batch, confirmed))
         return parse_answers(reply, len(batch))
