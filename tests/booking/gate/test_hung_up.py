@@ -8,7 +8,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from app.booking.gate.admission import _FULL_CALL
 from app.booking.gate.asgi import GateInFront
 from app.booking.gate.desk import Answer, Request
 from app.booking.gate.passes import PassSigner
@@ -84,6 +85,13 @@ def _as_sent(claim: Request, *more_headers: bytes) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n" + claim.body
 
 
+async def _made(db: Db, worker: Worker, signer: PassSigner) -> MadeRelease:
+    """Publish a release and book its first place: the worker knows it, and its link to Redis is up."""
+    made = await make_release(db, capacities=(100,))
+    assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+    return made
+
+
 async def _at_rest(worker: Worker, made: MadeRelease) -> None:
     """Return once no claim of this release is on its way."""
     room = await worker.gate._rooms.room(made.release_id)
@@ -91,21 +99,19 @@ async def _at_rest(worker: Worker, made: MadeRelease) -> None:
 
 
 async def test_a_claim_in_the_queue_ends_with_its_phone(db: Db, worker: Worker, signer: PassSigner) -> None:
-    made = await make_release(db)
-    await worker.gate.release(made.release_id)
+    made = await _made(db, worker, signer)
     gone, there = (_Asked(worker, made, signer) for _ in range(2))
     gone.is_over = True
     await until(there.answered)
     assert there.answers[0].status == 201
     assert [answer.status for answer in gone.answers] == [503]
-    assert await held(db, made) == [(0, 1)]
+    assert await held(db, made) == [(0, 1), (0, 2)]
 
 
 async def test_a_claim_whose_call_waits_for_a_link_ends_with_its_phone(
     db: Db, worker: Worker, signer: PassSigner
 ) -> None:
-    made = await make_release(db)
-    await worker.gate.release(made.release_id)
+    made = await _made(db, worker, signer)
     room = await worker.gate._rooms.room(made.release_id)
     room.links.claims.cut()
     gone, there = (_Asked(worker, made, signer) for _ in range(2))
@@ -115,12 +121,12 @@ async def test_a_claim_whose_call_waits_for_a_link_ends_with_its_phone(
     await until(there.answered)
     assert there.answers[0].status == 201
     assert [answer.status for answer in gone.answers] == [503]
-    assert await held(db, made) == [(0, 1)]
+    assert await held(db, made) == [(0, 1), (0, 2)]
 
 
 async def _first_line(phone: socket.socket) -> bytes:
     """Return how its answer begins."""
-    phone.setblocking(False)
+    phone.settimeout(0)
     return await asyncio.get_running_loop().sock_recv(phone, len(b"HTTP/1.1 201"))
 
 
@@ -146,19 +152,23 @@ async def test_a_claim_that_waits_for_a_rebuild_ends_with_its_phone(
     assert await held(db, made) == [(0, 1)]
 
 
-async def test_a_claim_that_came_while_the_worker_stood_still_ends_with_its_phone(
+async def test_claims_that_came_while_the_worker_stood_still_end_with_their_phones(
     db: Db, worker: Worker, signer: PassSigner
 ) -> None:
-    made = await make_release(db)
-    await worker.gate.release(made.release_id)
+    made = await _made(db, worker, signer)
     async with _serving(worker) as port:
         with socket.create_connection(("127.0.0.1", port)) as there:
-            with socket.create_connection(("127.0.0.1", port)) as gone:
-                # Both are accepted. From here to the end of the stall the worker gets no turn.
+            with ExitStack() as phones:
+                # So many that they do not wait for the end of a turn.
+                gone = [
+                    phones.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(_FULL_CALL + 1)
+                ]
+                # All are accepted. From here to the end of the stall the worker gets no turn.
                 await asyncio.sleep(0.1)
-                gone.sendall(_as_sent(Phone.with_pass(signer, made).claim()))
+                for phone in gone:
+                    phone.sendall(_as_sent(Phone.with_pass(signer, made).claim()))
             there.sendall(_as_sent(Phone.with_pass(signer, made).claim()))
             time.sleep(STALL_SECONDS)  # noqa: ASYNC251 - a worker that is stopped
             assert await _first_line(there) == b"HTTP/1.1 201"
             await _at_rest(worker, made)
-    assert await held(db, made) == [(0, 1)]
+    assert await held(db, made) == [(0, 1), (0, 2)]

@@ -16,6 +16,7 @@ from app.core.settings import Settings
 from tests.booking.gate.agreement import assert_agrees
 from tests.booking.gate.builders import Phone, Wish, Worker, commit, held, make_release, winner, words
 from tests.booking.gate.waits import until
+from tests.numbers import rises
 
 pytestmark = pytest.mark.anyio
 
@@ -104,6 +105,7 @@ async def test_a_refused_claim_whose_tombstone_is_refused_too_is_left_in_doubt(
         asyncpg.create_pool(database_url, min_size=0, max_size=2) as database,
     ):
         ledger = Ledger(made.at_epoch(0), database, settings)
-        verdicts = await asyncio.gather(ledger.commit(bad), ledger.commit(good))
+        with rises("claims_in_doubt", by=1):
+            verdicts = await asyncio.gather(ledger.commit(bad), ledger.commit(good))
     assert verdicts == [Verdict.UNKNOWN, Verdict.COMMITTED]
     assert await held(db, made) == [(0, 2)]
