@@ -5,6 +5,7 @@ act on what nobody waits for any more gives the loop that turn.
 """
 
 import asyncio
+import math
 import time
 from typing import Final
 
@@ -16,10 +17,11 @@ _AFTERMATH_SECONDS: Final = 0.5
 
 
 class Stalls:
-    """One for each loop, while `watch` runs."""
+    """One for each loop. As long as nobody watches, there are none."""
 
     def __init__(self) -> None:
-        self._beat_seconds = self._over_until_seconds = time.monotonic()
+        self._beat_seconds = math.inf
+        self._over_until_seconds = -math.inf
 
     async def watch(self) -> None:
         """Beat until cancelled."""

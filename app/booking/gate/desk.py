@@ -125,8 +125,7 @@ class Desk:
         self._asking: dict[UUID, asyncio.Task[_Poll]] = {}
         # The claims of this tick.
         self._handed_in: list[tuple[Request, Reply]] = []
-        self._stalls = Stalls()
-        gate.background.start(self._stalls.watch())
+        self.stalls = Stalls()
 
     @staticmethod
     def is_mine(method: str, path: str, authorization: bytes) -> bool:
@@ -174,7 +173,7 @@ class Desk:
 
     def _see_to_claims_soon(self) -> None:
         """See to the claims of this tick; after a stall only when it is known which of their phones have hung up."""
-        if self._stalls.is_just_over():
+        if self.stalls.is_just_over():
             asyncio.get_running_loop().call_later(_LOOK_ROUND_SECONDS, self._see_to_claims)
         else:
             self._see_to_claims()

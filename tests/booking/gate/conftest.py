@@ -43,7 +43,9 @@ async def open_worker(settings: Settings, signer: PassSigner) -> AsyncGenerator[
         async def open_one(**changes: object) -> Worker:
             gate = await Gate.open(settings.model_copy(update=changes), Clock())
             stack.push_async_callback(gate.close)
-            return Worker(gate, Desk(gate, signer))
+            desk = Desk(gate, signer)
+            gate.background.start(desk.stalls.watch())
+            return Worker(gate, desk)
 
         yield open_one
 

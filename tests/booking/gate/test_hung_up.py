@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
 from app.booking.gate.admission import _FULL_CALL
@@ -172,3 +174,12 @@ async def test_claims_that_came_while_the_worker_stood_still_end_with_their_phon
             assert await _first_line(there) == b"HTTP/1.1 201"
             await _at_rest(worker, made)
     assert await held(db, made) == [(0, 1), (0, 2)]
+
+
+async def test_a_service_notices_that_it_stood_still(app: ASGIApp, api: FastAPI) -> None:
+    del app  # is running
+    stalls = api.state.desk.stalls
+    await asyncio.sleep(0)
+    assert not stalls.is_just_over()
+    time.sleep(STALL_SECONDS)  # noqa: ASYNC251 - a worker that is stopped
+    assert stalls.is_just_over()
