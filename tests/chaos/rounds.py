@@ -29,6 +29,7 @@ from tests.chaos.stand import (
     standing,
 )
 from tests.chaos.watch import Watch
+from tests.log_watch import secrets_in
 
 # When the burst comes, how long after its beginning the fault strikes, and how long the crowd stays when it is over.
 _BURST_SECONDS: Final = (0.4, 0.8)
@@ -37,6 +38,8 @@ _AFTER_SECONDS: Final = 2.5
 _SETTLE_SECONDS_MAX: Final = 15.0
 _LOOK_EVERY_SECONDS: Final = 0.1
 _STORIES_MAX: Final = 3
+# Of what the server said, in a round that went wrong.
+_LAST_WORDS_LENGTH: Final = 4_000
 # On a machine that does nothing else they take some ms.
 _SLOW_CHECK_SECONDS: Final = 0.5
 
@@ -114,8 +117,10 @@ async def play(
             try:
                 evidence = await _rush(stand, fault, rng, outcome)
             finally:
-                outcome.last_words = _last_words(stand)
+                said = stand.server.log_path.read_text("utf-8", errors="replace")
+                outcome.last_words = said[-_LAST_WORDS_LENGTH:]
             _note(outcome, evidence)
+            _note_secrets(outcome, said)
     except Exception as error:  # noqa: BLE001 - a round that could not be played is told; the others go on
         outcome.trouble = "".join(traceback.format_exception(error))
     left = left_behind(at)
@@ -125,12 +130,6 @@ async def play(
             process.kill()
     outcome.seconds = time.perf_counter() - began_at
     return outcome
-
-
-def _last_words(stand: Stand) -> str:
-    """Return what the server said, where that is more than that it serves."""
-    said = stand.server.log_path.read_text("utf-8", errors="replace")
-    return said[-4_000:]
 
 
 def _note(outcome: Outcome, evidence: Evidence) -> None:
@@ -145,6 +144,12 @@ def _note(outcome: Outcome, evidence: Evidence) -> None:
             outcome.stories[claim_id] = story_of(evidence, claim_id)
     if not found:
         outcome.last_words = ""
+
+
+def _note_secrets(outcome: Outcome, said: str) -> None:
+    """Note secrets and personal facts that stand in what the server said."""
+    if kinds := sorted(set(secrets_in(said))):
+        outcome.broken["no_secret_is_logged"] = [f"a {kind} stands in the log" for kind in kinds]
 
 
 def _shown(violations: Sequence[Violation]) -> list[str]:

@@ -16,7 +16,7 @@ from tests.chaos.__main__ import deck
 from tests.chaos.crowd import Probes
 from tests.chaos.engines import SmallDisk, Template
 from tests.chaos.faults import FAULTS, Strike
-from tests.chaos.rounds import play, recovery_of
+from tests.chaos.rounds import Outcome, _note_secrets, play, recovery_of
 from tests.chaos.stand import left_behind
 
 ROOT: Final = Path(__file__).parents[2]
@@ -75,6 +75,15 @@ def test_a_release_is_away_while_nobody_gets_a_place(
     recovery = recovery_of(Probes(yes_at_s), 10.0, strike, 0.1)
     assert recovery.unavailable_during_s == pytest.approx(during)
     assert recovery.unavailable_after_s == (None if after is None else pytest.approx(after))
+
+
+def test_a_secret_in_what_the_server_said_breaks_the_round() -> None:
+    outcome = Outcome(1, "nothing")
+    _note_secrets(outcome, "The redis at redis://127.0.0.1:6379 is away.")
+    assert outcome.is_well
+    _note_secrets(outcome, "The redis at redis://town:sesame@127.0.0.1:6379 is away.")
+    assert outcome.broken == {"no_secret_is_logged": ["a password stands in the log"]}
+    assert not outcome.is_well
 
 
 def command(*arguments: str, directory: Path) -> subprocess.Popen[str]:

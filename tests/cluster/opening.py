@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, Self
 
 import asyncpg
 from redis.asyncio import Redis
@@ -18,6 +18,7 @@ from app.booking.gate.rooms import OUT_OF_REACH
 from app.core.problems import Problem
 from tests.booking.gate.agreement import assert_agrees
 from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, held
+from tests.booking.gate.conftest import OpenWorker
 
 # Times that a server waits, shorter than by default: what a deadline is for comes as surely after three seconds.
 PATIENCE: Final[Mapping[str, object]] = {
@@ -34,6 +35,8 @@ _ASKS_AGAIN_SECONDS: Final = 0.05
 _KNOWN_SECONDS_MAX: Final = 25.0
 # Says nothing that stands: the phone asks again with the same claim.
 _NOT_YET: Final = frozenset({"pending", "full", "undecided"})
+# What happens to somebody in mid-opening.
+Blow = Callable[[], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +57,32 @@ class Opening:
     signer: PassSigner
     releases: Sequence[MadeRelease]
     heard: dict[MadeRelease, list[Heard]] = field(default_factory=dict[MadeRelease, list[Heard]])
-    # A moment that the test marks: when it struck.
+    # When the blow fell.
     struck_s: float = 0.0
 
-    def strike(self) -> None:
-        """Mark this moment."""
-        self.struck_s = time.monotonic()
+    @classmethod
+    async def played(
+        cls,
+        open_worker: OpenWorker,
+        signer: PassSigner,
+        releases: Sequence[MadeRelease],
+        blow: Blow,
+        *,
+        after_seconds: float,
+    ) -> Self:
+        """Let every phone come, one after the other in each release, and ask until it knows; a blow falls meanwhile.
 
-    async def run(self, during: asyncio.Task[None]) -> None:
-        """Let every phone come, one after the other in each release, and ask until it knows; `during` happens then."""
-        async with asyncio.TaskGroup() as group:
-            for made in self.releases:
-                self.heard[made] = []
-                group.create_task(self._come(made))
-            await during
+        Two workers answer, and a third sweeps all the time.
+        """
+        opening = cls([await open_worker(), await open_worker()], signer, releases)
+        async with _sweeping(await open_worker(), releases), asyncio.TaskGroup() as group:
+            for made in releases:
+                opening.heard[made] = []
+                group.create_task(opening._come(made))
+            await asyncio.sleep(after_seconds)
+            opening.struck_s = time.monotonic()
+            await blow()
+        return opening
 
     async def _come(self, made: MadeRelease) -> None:
         turns = itertools.cycle(self.workers)
@@ -133,7 +148,7 @@ class Opening:
 
 
 @asynccontextmanager
-async def sweeping(worker: Worker, releases: Sequence[MadeRelease]) -> AsyncGenerator[None]:
+async def _sweeping(worker: Worker, releases: Sequence[MadeRelease]) -> AsyncGenerator[None]:
     """Sweep all the time, as the background worker does."""
 
     async def sweep() -> None:

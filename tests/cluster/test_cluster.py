@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, cast
 
 import asyncpg
@@ -25,7 +26,7 @@ from tests.booking.gate.agreement import assert_agrees, command, seen_in_redis
 from tests.booking.gate.builders import MadeRelease, Phone, epoch_of, make_release, words
 from tests.booking.gate.conftest import OpenWorker
 from tests.booking.gate.steps import admit, give_back
-from tests.cluster.opening import PATIENCE, Opening, sweeping
+from tests.cluster.opening import PATIENCE, Opening
 from tests.cluster.servers import PRIMARIES, Cluster, Valkey
 from tests.conftest import make_settings
 
@@ -114,15 +115,11 @@ async def test_a_primary_that_is_killed_in_mid_opening_costs_its_own_releases_a_
     spread = await _spread(db, cluster, 1, capacity=60)
     victim, theirs = next(iter(spread.items()))
     others = [made for made in _all(spread) if made not in theirs]
-    opening = Opening([await open_worker(), await open_worker()], signer, _all(spread))
 
     async def kill() -> None:
-        await asyncio.sleep(1.5)
-        opening.strike()
         victim.kill()
 
-    async with sweeping(await open_worker(), _all(spread)):
-        await opening.run(asyncio.create_task(kill()))
+    opening = await Opening.played(open_worker, signer, _all(spread), kill, after_seconds=1.5)
     for made in others:
         # Not one of them was sent away, and nothing was made anew.
         assert opening.statuses(made) <= {201, 202, 409}, await epoch_of(db, made)
@@ -145,17 +142,13 @@ async def test_a_primary_that_is_frozen_is_replaced_and_comes_back_as_nobody(
     spread = await _spread(db, cluster, 1, capacity=60)
     victim, theirs = next(iter(spread.items()))
     others = [made for made in _all(spread) if made not in theirs]
-    opening = Opening([await open_worker(), await open_worker()], signer, _all(spread))
 
     async def freeze() -> None:
-        await asyncio.sleep(1.0)
-        opening.strike()
         victim.send(signal.SIGSTOP)
         await asyncio.sleep(5.0)
         victim.send(signal.SIGCONT)
 
-    async with sweeping(await open_worker(), _all(spread)):
-        await opening.run(asyncio.create_task(freeze()))
+    opening = await Opening.played(open_worker, signer, _all(spread), freeze, after_seconds=1.0)
     assert {status for made in others for status in opening.statuses(made)} <= {201, 202, 409}
     for made in theirs:
         assert opening.away_s(made) < _AWAY_SECONDS_MAX
@@ -176,15 +169,8 @@ async def test_a_slot_that_moves_in_mid_opening_is_followed(
 ) -> None:
     spread = await _spread(db, cluster, 1, capacity=30)
     (source, (moving,)), (target, _), *_ = spread.items()
-    opening = Opening([await open_worker(), await open_worker()], signer, _all(spread))
-
-    async def move() -> None:
-        await asyncio.sleep(1.0)
-        opening.strike()
-        await move_it(cluster, moving, target)
-
-    async with sweeping(await open_worker(), _all(spread)):
-        await opening.run(asyncio.create_task(move()))
+    blow = partial(move_it, cluster, moving, target)
+    opening = await Opening.played(open_worker, signer, _all(spread), blow, after_seconds=1.0)
     assert await cluster.holder_of(moving) is target
     for made in _all(spread):
         if made is not moving:

@@ -1,8 +1,8 @@
 """The gate on a primary that Sentinels replace: the new one is followed, the old one fenced, also where it lives on."""
 
-import asyncio
 import signal
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -16,7 +16,7 @@ from app.booking.gate.topology import Topology
 from app.core.settings import Settings
 from tests.booking.gate.builders import Phone, epoch_of, held, make_release
 from tests.booking.gate.conftest import OpenWorker
-from tests.cluster.opening import PATIENCE, Opening, sweeping
+from tests.cluster.opening import PATIENCE, Opening
 from tests.cluster.servers import PRIMARY_NAME, Sentinels, until_true
 from tests.conftest import make_settings
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 # Sentinels call a primary dead after half a second of silence and agree on a new one in about one more.
 _AWAY_SECONDS_MAX = 8.0
-_Trouble = Callable[[Opening, Sentinels], Coroutine[Any, Any, None]]
+_Trouble = Callable[[Sentinels], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
@@ -32,16 +32,12 @@ def settings(database_url: str, sentinels: Sentinels) -> Settings:
     return make_settings(database_url, sentinels.url, "http://127.0.0.1:9").model_copy(update=dict(PATIENCE))
 
 
-async def _killed(opening: Opening, sentinels: Sentinels) -> None:
-    await asyncio.sleep(1.5)
-    opening.strike()
+async def _killed(sentinels: Sentinels) -> None:
     sentinels.pair[0].kill()
 
 
-async def _frozen(opening: Opening, sentinels: Sentinels) -> None:
+async def _frozen(sentinels: Sentinels) -> None:
     """Freeze the primary until another has taken its place; then it lives on, and knows nothing of that."""
-    await asyncio.sleep(1.5)
-    opening.strike()
     old, new = sentinels.pair
     old.send(signal.SIGSTOP)
     await until_true(lambda: _is_primary(new))
@@ -62,9 +58,7 @@ async def test_the_gate_follows_the_new_primary(
     trouble: _Trouble,
 ) -> None:
     made = await make_release(db, capacities=(70,))
-    opening = Opening([await open_worker(), await open_worker()], signer, [made])
-    async with sweeping(await open_worker(), [made]):
-        await opening.run(asyncio.create_task(trouble(opening, sentinels)))
+    opening = await Opening.played(open_worker, signer, [made], partial(trouble, sentinels), after_seconds=1.5)
     assert await epoch_of(db, made) > 1
     assert opening.away_s(made) < _AWAY_SECONDS_MAX
     print(f"away for {opening.away_s(made):.2f} s, epoch {await epoch_of(db, made)}")  # noqa: T201

@@ -17,7 +17,7 @@ from tests.booking.gate.builders import Phone, Worker, held, make_release
 from tests.booking.gate.conftest import OpenWorker
 from tests.booking.gate.waits import until
 from tests.chaos.engines import Template
-from tests.cluster.opening import PATIENCE, Opening, sweeping
+from tests.cluster.opening import PATIENCE, Opening
 from tests.cluster.standby import Pair, standing_pair
 from tests.conftest import make_settings
 
@@ -58,18 +58,15 @@ async def test_a_standby_promoted_in_mid_opening_has_every_yes(
     redis: Redis,
 ) -> None:
     releases = [await make_release(db, capacities=(45,)) for _ in range(2)]
-    opening = Opening([await open_worker(), await open_worker()], signer, releases)
     engine = create_engine(settings)
 
     async def lose_the_primary() -> None:
-        await asyncio.sleep(1.5)
-        opening.strike()
+        began_at = time.monotonic()
         await asyncio.to_thread(pair.primary.kill_postgres)
         await pair.promote()
-        print(f"promoted after {time.monotonic() - opening.struck_s:.2f} s")  # noqa: T201
+        print(f"promoted after {time.monotonic() - began_at:.2f} s")  # noqa: T201
 
-    async with sweeping(await open_worker(), releases):
-        await opening.run(asyncio.create_task(lose_the_primary()))
+    opening = await Opening.played(open_worker, signer, releases, lose_the_primary, after_seconds=1.5)
     fresh = await asyncpg.connect(pair.database_url)
     try:
         for made in releases:
