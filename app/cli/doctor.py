@@ -9,16 +9,20 @@ from typing import Final, cast
 from uuid import UUID
 
 import asyncpg
+from redis.asyncio import Redis
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from redis.exceptions import RedisError
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.booking.gate.topology import Topology
 from app.cli import surroundings
 from app.cli.database import max_connections, revisions, with_engine
 from app.cli.reconcile import counted
 from app.cli.refusal import EXIT_WRONG, Refusal, out
 from app.cli.upkeep import Servers, all_in_use, servers
-from app.core.redis import connect_redis
+from app.core.redis import connect_redis, connections_to, redis_address
+from app.core.redis_address import Kind
 from app.core.settings import Settings
 from app.worker import LAST_ROUND_KEY
 
@@ -26,6 +30,7 @@ _REDIS_VERSION_MIN: Final = 7
 _POSTGRES_VERSION_MIN: Final = 150_000
 # A worker ends a round every second or so; while a server is away it pauses for ten at most.
 _ROUND_AGE_SECONDS_MAX: Final = 30
+_FULL_COVERAGE: Final = "cluster-require-full-coverage"
 _SOMAXCONN: Final = Path("/proc/sys/net/core/somaxconn")
 
 # What breaks the promise that a yes is durable before it is spoken, where it is off.
@@ -84,7 +89,11 @@ def _look(data_dir: Path) -> Iterator[Finding]:
 async def _look_at_redis(settings: Settings) -> list[Finding]:
     client = connect_redis(settings)
     try:
-        info = cast("dict[str, object]", await client.info())  # pyright: ignore[reportUnknownMemberType] - redis-py leaves **kwargs untyped
+        if redis_address(settings).kind is Kind.CLUSTER:
+            findings = await _look_at_the_cluster(settings)
+        else:
+            info = await client.info()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - redis-py leaves **kwargs untyped
+            findings = [*_look_at_this_redis(cast("dict[str, object]", info))]
         now_seconds, _ = await client.time()  # pyright: ignore[reportUnknownMemberType] - as above
         last_round = cast("bytes | None", await client.get(LAST_ROUND_KEY))  # pyright: ignore[reportUnknownMemberType] - as above
     except (RedisError, OSError) as error:
@@ -97,12 +106,55 @@ async def _look_at_redis(settings: Settings) -> list[Finding]:
         ]
     finally:
         await client.aclose()
-    return [*_look_at_this_redis(info), _look_at_the_worker(now_seconds, last_round)]
+    return [*findings, _look_at_the_worker(now_seconds, last_round)]
 
 
-def _look_at_this_redis(info: Mapping[str, object]) -> Iterator[Finding]:
+async def _look_at_the_cluster(settings: Settings) -> list[Finding]:
+    """Look at every primary, and whether each slot has one. Raises redis's errors."""
+    slots = await Topology(settings).look()
+    findings: list[Finding] = []
+    if homeless := REDIS_CLUSTER_HASH_SLOTS - slots.count:
+        findings.append(
+            Finding(
+                is_well=False,
+                sentence=f"{homeless:,} of {REDIS_CLUSTER_HASH_SLOTS:,} slots of the cluster have no primary: releases "
+                "in them are refused.",
+                mend="start the node that had them, or promote its replica: CLUSTER FAILOVER TAKEOVER",
+            )
+        )
+    for node in sorted(slots.nodes):
+        client = Redis(connection_pool=connections_to(redis_address(settings).url_of(node), settings))
+        try:
+            info = cast("dict[str, object]", await client.info())  # pyright: ignore[reportUnknownMemberType] - redis-py leaves **kwargs untyped
+            refuses_all = await client.config_get(_FULL_COVERAGE)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - as above
+        except (RedisError, OSError) as error:
+            findings.append(
+                Finding(
+                    is_well=False,
+                    sentence=f"The primary at {node} does not answer ({error}): its releases are refused.",
+                    mend="start it, or promote its replica: CLUSTER FAILOVER TAKEOVER",
+                )
+            )
+            continue
+        finally:
+            await client.aclose()
+        findings += _look_at_this_redis(info, f" at {node}")
+        if "yes" in cast("Mapping[str, str]", refuses_all).values():
+            findings.append(
+                Finding(
+                    is_well=True,
+                    is_advice=True,
+                    sentence=f"The primary at {node} refuses every release while another one is away "
+                    f"({_FULL_COVERAGE}).",
+                    mend=f"CONFIG SET {_FULL_COVERAGE} no, and the same in its configuration file",
+                )
+            )
+    return findings
+
+
+def _look_at_this_redis(info: Mapping[str, object], where: str = "") -> Iterator[Finding]:
     version = str(info.get("valkey_version") or info.get("redis_version"))
-    name = f"{str(info.get('server_name') or 'redis').capitalize()} {version}"
+    name = f"{str(info.get('server_name') or 'redis').capitalize()} {version}{where}"
     if int(version.partition(".")[0]) < _REDIS_VERSION_MIN:
         yield Finding(is_well=False, sentence=f"{name} is too old.", mend="run Redis 7 or Valkey 8, or newer")
         return

@@ -9,18 +9,20 @@ import signal
 import socket
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
+import asyncpg
 from redis.asyncio import Redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import RedisError
 
 from app.core.embedded.valkey import find_program
 from tests.booking.gate.agreement import command
-from tests.booking.gate.builders import MadeRelease
+from tests.booking.gate.builders import MadeRelease, make_release
 
 LOOPBACK: Final = "127.0.0.1"
 PRIMARIES: Final = 3
@@ -296,3 +298,18 @@ class Sentinels:
         """End all of them."""
         for server in (*self.sentinels, *self.pair):
             server.kill()
+
+
+async def spread(
+    db: "asyncpg.Connection[asyncpg.Record]", cluster: Cluster, each: int, *, capacity: int, waitlist_limit: int = 0
+) -> dict[Valkey, list[MadeRelease]]:
+    """Publish releases until every primary holds so many."""
+    found: defaultdict[Valkey, list[MadeRelease]] = defaultdict(list)
+    for _ in range(100):
+        if len(found) == PRIMARIES and min(map(len, found.values())) >= each:
+            return dict(found)
+        made = await make_release(db, capacities=(capacity,), waitlist_limit=waitlist_limit)
+        holder = await cluster.holder_of(made)
+        if len(found[holder]) < each:
+            found[holder].append(made)
+    raise AssertionError(found)

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, cast
@@ -23,11 +22,11 @@ from app.core.web.limits import Limiter, Policy
 from app.wechat.tokens import FetchedToken, TokenStore
 from app.worker import open_worker as open_background_worker
 from tests.booking.gate.agreement import assert_agrees, command, seen_in_redis
-from tests.booking.gate.builders import MadeRelease, Phone, epoch_of, make_release, words
+from tests.booking.gate.builders import MadeRelease, Phone, epoch_of, words
 from tests.booking.gate.conftest import OpenWorker
 from tests.booking.gate.steps import admit, give_back
 from tests.cluster.opening import PATIENCE, Opening
-from tests.cluster.servers import PRIMARIES, Cluster, Valkey
+from tests.cluster.servers import Cluster, Valkey, spread
 from tests.conftest import make_settings
 
 pytestmark = pytest.mark.anyio
@@ -41,23 +40,8 @@ def settings(database_url: str, cluster: Cluster) -> Settings:
     return make_settings(database_url, cluster.url, "http://127.0.0.1:9").model_copy(update=dict(PATIENCE))
 
 
-async def _spread(
-    db: "asyncpg.Connection[asyncpg.Record]", cluster: Cluster, each: int, *, capacity: int, waitlist_limit: int = 0
-) -> dict[Valkey, list[MadeRelease]]:
-    """Publish releases until every primary holds so many."""
-    found: defaultdict[Valkey, list[MadeRelease]] = defaultdict(list)
-    for _ in range(100):
-        if len(found) == PRIMARIES and min(map(len, found.values())) >= each:
-            return dict(found)
-        made = await make_release(db, capacities=(capacity,), waitlist_limit=waitlist_limit)
-        holder = await cluster.holder_of(made)
-        if len(found[holder]) < each:
-            found[holder].append(made)
-    raise AssertionError(found)
-
-
-def _all(spread: dict[Valkey, list[MadeRelease]]) -> Sequence[MadeRelease]:
-    return [made for releases in spread.values() for made in releases]
+def _all(shares: dict[Valkey, list[MadeRelease]]) -> Sequence[MadeRelease]:
+    return [made for releases in shares.values() for made in releases]
 
 
 async def test_releases_spread_over_the_nodes_and_everything_works_on_each(
@@ -68,9 +52,9 @@ async def test_releases_spread_over_the_nodes_and_everything_works_on_each(
     signer: PassSigner,
     redis: Redis,
 ) -> None:
-    spread = await _spread(db, cluster, 2, capacity=2, waitlist_limit=1)
+    shares = await spread(db, cluster, 2, capacity=2, waitlist_limit=1)
     workers = [await open_worker(), await open_worker(pending_deadline_ms=0)]
-    for made in _all(spread):
+    for made in _all(shares):
         phones = [Phone.with_pass(signer, made) for _ in range(5)]
         ids = [new_id() for _ in phones]
         said = [
@@ -90,18 +74,18 @@ async def test_releases_spread_over_the_nodes_and_everything_works_on_each(
         seen = await workers[1].gate.availability(made.release_id)
         assert [view.counts.free for view in seen.pools] == [0]
         await assert_agrees(db, redis, made)
-    for node, releases in spread.items():
+    for node, releases in shares.items():
         keys = cast("list[bytes]", await node.ask("KEYS", "*:meta"))
         assert sorted(keys) == sorted(b"ct:{%s}:meta" % made.release_id.hex.encode() for made in releases)
     # What is not about one release is asked of every primary.
     states = {release_id async for some in workers[0].gate.states() for release_id in some}
-    assert states == {made.release_id for made in _all(spread)}
-    for made in _all(spread):
+    assert states == {made.release_id for made in _all(shares)}
+    for made in _all(shares):
         meta = f"ct:{{{made.release_id.hex}}}:meta"
         long_ago_ms = int((await workers[0].gate.availability(made.release_id)).as_of_ms - 2 * KEPT_MS)
         await command(redis, "HSET", meta, "closes_ms", long_ago_ms, "built_ms", long_ago_ms)
         await workers[0].gate.retire(made.release_id)
-    for node in spread:
+    for node in shares:
         assert await node.ask("KEYS", "ct:*") == []
 
 
@@ -112,14 +96,14 @@ async def test_a_primary_that_is_killed_in_mid_opening_costs_its_own_releases_a_
     signer: PassSigner,
     redis: Redis,
 ) -> None:
-    spread = await _spread(db, cluster, 1, capacity=60)
-    victim, theirs = next(iter(spread.items()))
-    others = [made for made in _all(spread) if made not in theirs]
+    shares = await spread(db, cluster, 1, capacity=60)
+    victim, theirs = next(iter(shares.items()))
+    others = [made for made in _all(shares) if made not in theirs]
 
     async def kill() -> None:
         victim.kill()
 
-    opening = await Opening.played(open_worker, signer, _all(spread), kill, after_seconds=1.5)
+    opening = await Opening.played(open_worker, signer, _all(shares), kill, after_seconds=1.5)
     for made in others:
         # Not one of them was sent away, and nothing was made anew.
         assert opening.statuses(made) <= {201, 202, 409}, await epoch_of(db, made)
@@ -139,16 +123,16 @@ async def test_a_primary_that_is_frozen_is_replaced_and_comes_back_as_nobody(
     signer: PassSigner,
     redis: Redis,
 ) -> None:
-    spread = await _spread(db, cluster, 1, capacity=60)
-    victim, theirs = next(iter(spread.items()))
-    others = [made for made in _all(spread) if made not in theirs]
+    shares = await spread(db, cluster, 1, capacity=60)
+    victim, theirs = next(iter(shares.items()))
+    others = [made for made in _all(shares) if made not in theirs]
 
     async def freeze() -> None:
         victim.send(signal.SIGSTOP)
         await asyncio.sleep(5.0)
         victim.send(signal.SIGCONT)
 
-    opening = await Opening.played(open_worker, signer, _all(spread), freeze, after_seconds=1.0)
+    opening = await Opening.played(open_worker, signer, _all(shares), freeze, after_seconds=1.0)
     assert {status for made in others for status in opening.statuses(made)} <= {201, 202, 409}
     for made in theirs:
         assert opening.away_s(made) < _AWAY_SECONDS_MAX
@@ -167,12 +151,12 @@ async def test_a_slot_that_moves_in_mid_opening_is_followed(
     redis: Redis,
     move_it: Callable[[Cluster, MadeRelease, Valkey], Coroutine[Any, Any, None]],
 ) -> None:
-    spread = await _spread(db, cluster, 1, capacity=30)
-    (source, (moving,)), (target, _), *_ = spread.items()
+    shares = await spread(db, cluster, 1, capacity=30)
+    (source, (moving,)), (target, _), *_ = shares.items()
     blow = partial(move_it, cluster, moving, target)
-    opening = await Opening.played(open_worker, signer, _all(spread), blow, after_seconds=1.0)
+    opening = await Opening.played(open_worker, signer, _all(shares), blow, after_seconds=1.0)
     assert await cluster.holder_of(moving) is target
-    for made in _all(spread):
+    for made in _all(shares):
         if made is not moving:
             assert opening.statuses(made) <= {201, 202, 409}
     # It was built on the old node; what came with the slot is not believed.
@@ -191,13 +175,13 @@ async def test_a_shard_that_is_gone_for_good_keeps_nobody_from_sweeping_the_othe
     signer: PassSigner,
     redis: Redis,
 ) -> None:
-    spread = await _spread(db, cluster, 1, capacity=1)
+    shares = await spread(db, cluster, 1, capacity=1)
     # Releases are swept in the order of their ids.
-    first = min(_all(spread), key=lambda made: made.release_id)
+    first = min(_all(shares), key=lambda made: made.release_id)
     lost = await cluster.holder_of(first)
-    others = [made for made in _all(spread) if made is not first]
+    others = [made for made in _all(shares) if made is not first]
     dying = await open_worker(pending_deadline_ms=0)
-    for made in _all(spread):
+    for made in _all(shares):
         await admit(dying, Phone.with_pass(signer, made).claim())
     for node in await cluster.shard_of(lost):
         node.kill()

@@ -58,6 +58,11 @@ class SlotMap:
         """Return everybody who holds something."""
         return {part.node for part in self._parts}
 
+    @property
+    def count(self) -> int:
+        """Return how many slots somebody holds."""
+        return sum(part.last - part.first + 1 for part in self._parts)
+
     def node_of(self, release_id: UUID) -> Node | None:
         """Return who holds the slot of a release's hash tag; None where nobody does."""
         slot = key_slot(release_id.hex.encode())
