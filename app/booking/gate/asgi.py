@@ -6,13 +6,12 @@ from typing import Any, Final
 
 from app.booking.gate.desk import Desk, Request
 from app.core.problems import BodyTooLarge
-from app.core.web.documents import Answer, problem_answer
+from app.core.web.documents import Answer, as_asgi, problem_answer
 from app.core.web.headers import (
     REQUEST_ID_NAME,
     announced_bytes,
     headers_by_name,
     request_id_for,
-    with_common_headers,
 )
 
 Scope = MutableMapping[str, Any]
@@ -23,7 +22,6 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # What comes with these means nothing (RFC 9110, section 9.3.1), so nobody waits for it.
 _BODILESS_METHODS: Final = frozenset({"GET", "HEAD"})
-_NO_BODY_STATUSES: Final = frozenset({204, 304})
 
 
 class _Call(Request):
@@ -84,7 +82,8 @@ class GateInFront:
             )
         else:
             answer = await request.answered_by(desk, receive)
-        await _send(send, answer, request_id, is_head=method == "HEAD")
+        for message in as_asgi(answer, request_id, is_head=method == "HEAD"):
+            await send(message)
 
 
 async def _read_body(receive: Receive, limit_bytes: int) -> bytes | None:
@@ -109,12 +108,3 @@ async def _disconnected(receive: Receive) -> None:
     """Wait for the end of the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _send(send: Send, answer: Answer, request_id: str, *, is_head: bool) -> None:
-    headers = with_common_headers(answer.headers, request_id)
-    body = answer.body_for(request_id.encode("ascii"))
-    if answer.status not in _NO_BODY_STATUSES:
-        headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if is_head else body})

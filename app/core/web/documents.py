@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import date, datetime
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
@@ -16,8 +16,10 @@ from app.core.clock import iso
 from app.core.field_codes import Language
 from app.core.metrics import UNAVAILABLE
 from app.core.problems import KEPT_HEADER_BYTES_MAX, PROBLEM_MEDIA_TYPE, Problem, language_of
-from app.core.web.headers import RawHeaders
+from app.core.web.headers import RawHeaders, with_common_headers
 
+# Answers that have no body, nor the length of one (RFC 9110, section 8.6).
+NO_BODY_STATUSES: Final = frozenset({204, 304})
 _UNAUTHORIZED: Final = 401
 # RFC 9110, section 15.5.2, wants a challenge in every 401.
 _CHALLENGE: Final = "Bearer"
@@ -58,6 +60,21 @@ class Answer:
     def body_for(self, request_id: bytes) -> bytes:
         """Return the body that this request gets."""
         return self.body if self.around_id is None else request_id.join(self.around_id)
+
+
+def as_asgi(answer: Answer, request_id: str, *, is_head: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return an answer as the two messages of ASGI, with the headers that every answer carries.
+
+    To `HEAD` everything is told but the body (RFC 9110, section 9.3.2).
+    """
+    headers = with_common_headers(answer.headers, request_id)
+    body = answer.body_for(request_id.encode("ascii"))
+    if answer.status not in NO_BODY_STATUSES:
+        headers.append((b"content-length", b"%d" % len(body)))
+    return (
+        {"type": "http.response.start", "status": answer.status, "headers": headers},
+        {"type": "http.response.body", "body": b"" if is_head else body},
+    )
 
 
 def _fixed(language: Language) -> tuple[tuple[bytes, bytes], ...]:

@@ -1,5 +1,6 @@
 """The HTTP protocol of a web worker: what is no HTTP at all is told as a problem, too."""
 
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from typing import Any, Final
 
@@ -7,7 +8,7 @@ from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.core.problems import HeadTooLarge, MalformedHttp, Problem
-from app.core.web.documents import Answer, Framed, problem_answer
+from app.core.web.documents import NO_BODY_STATUSES, Answer, Framed, as_asgi, problem_answer
 from app.core.web.headers import REQUEST_ID_NAME, announced_bytes, request_id_for, with_standing_headers
 
 # Address and headers of one request. The parser itself has no bound for a header and would gather it in memory.
@@ -17,7 +18,6 @@ HEAD_LIMIT_BYTES: Final = 65_536
 # end, by somebody who reads no answer, must not fill the memory.
 AHEAD_LIMIT: Final = 16
 _END_OF_HEAD: Final = b"\r\n\r\n"
-_NO_BODY_STATUSES: Final = frozenset({204, 304})
 _HEAD: Final = b"%b%b" + REQUEST_ID_NAME + b": %b\r\ncontent-length: %d\r\n\r\n"
 # Stands for the id of a request while a head is written. No header has such a sign.
 _ID_SLOT: Final = b"\0"
@@ -37,7 +37,7 @@ def written(answer: Answer, request_id: str, *, more_headers: bytes = b"", is_he
             framed = answer.framed = _framed(answer, answer.around_id, more_headers, len(id_))
         return id_.join(framed.pieces)
     head = _head_of(answer)
-    if answer.status in _NO_BODY_STATUSES:
+    if answer.status in NO_BODY_STATUSES:
         return _HEAD_ALONE % (head, more_headers, id_)
     body = answer.body_for(id_)
     return _HEAD % (head, more_headers, id_, len(body)) + (b"" if is_head else body)
@@ -62,6 +62,17 @@ def _written_head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> byte
     return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in with_standing_headers(headers))
 
 
+def _refusing(problem: Problem) -> Callable[..., Awaitable[None]]:
+    """Return an application that answers anything with this problem."""
+
+    async def refuse(_scope: object, _receive: object, send: Callable[[Any], Awaitable[None]]) -> None:
+        request_id = request_id_for(None)
+        for message in as_asgi(problem_answer(problem, accept_language=None, request_id=request_id), request_id):
+            await send(message)
+
+    return refuse
+
+
 class _BodyUnreadError(Exception):
     """Ends the parsing at a request whose body the parser would take for the next request."""
 
@@ -80,6 +91,7 @@ class ProblemProtocol(HttpToolsProtocol):
     # None only after the connection is lost, when nothing is read any more.
     parser: Any
     _in_head = False
+    _in_body = False
     _head_bytes = 0
     _reads_on = True
 
@@ -106,8 +118,13 @@ class ProblemProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Let the request begin."""
         self.refuse_unread_body()
-        self._in_head = False
+        self._in_head, self._in_body = False, True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Let the request have its end."""
+        self._in_body = False
+        super().on_message_complete()
 
     def refuse_unread_body(self) -> None:
         """Refuse a request that asks for another protocol and has a body: the parser takes that for what follows.
@@ -169,10 +186,19 @@ class ProblemProtocol(HttpToolsProtocol):
         self._refuse(MalformedHttp(msg))
 
     def _refuse(self, problem: Problem) -> None:
-        if self._in_head and self.owes_an_answer:
+        if not self._in_body and self.owes_an_answer:
             # It was sent ahead of an answer that must come first, and would be taken for it: that one ends here.
-            self.cycle.keep_alive = False
-            self._reads_on = False
+            self.cycle.keep_alive = self._reads_on = False
+            return
+        if self._in_body and self.pipeline:
+            # So was this one, which is told when its turn comes.
+            cycle, _ = self.pipeline[0]
+            cycle.keep_alive = self._reads_on = False
+            self.pipeline[0] = cycle, _refusing(problem)
+            return
+        if self._in_body and self.cycle.response_started:
+            # It has its answer already, or half of it.
+            self.transport.close()
             return
         # What was not read has no headers: neither a language nor an id of its own.
         request_id = request_id_for(None)
