@@ -3,8 +3,10 @@
 import asyncio
 import itertools
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -45,7 +47,37 @@ ROOT: Final = Path(__file__).parent.parent
 TEMPLATE: Final = "clocktower_template"
 SERVER_START_SECONDS: Final = 20.0
 
+_OWN_DIRECTORY: Final = pytest.StashKey[Path]()
+
 _numbers = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give a run of root's a directory that no other run closes.
+
+    The engines run as another user then, who has to get through to their data; pytest's own directory is closed to
+    everybody else whenever a run begins.
+    """
+    if os.geteuid() == 0 and not config.option.basetemp:
+        own = Path(tempfile.mkdtemp(prefix="clocktower-tests-"))
+        own.chmod(0o711)
+        config.option.basetemp = str(own / "run")
+        config.stash[_OWN_DIRECTORY] = own
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remove that directory, unless something failed that it may explain."""
+    own = session.config.stash.get(_OWN_DIRECTORY, None)
+    if own is not None and exitstatus not in {pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED}:
+        shutil.rmtree(own)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say where it is, if it is kept."""
+    own = config.stash.get(_OWN_DIRECTORY, None)
+    if own is not None and own.exists():
+        terminalreporter.write_line(f"What the tests wrote is kept in {own}")
 
 
 class SignIn(Protocol):
