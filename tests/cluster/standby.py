@@ -35,6 +35,11 @@ class Pair:
         ports = f"{POSTGRES_PORT},{POSTGRES_PORT}"
         return f"postgresql://{ROLE}@/{DATABASE}?host={directories}&port={ports}&target_session_attrs=primary"
 
+    @property
+    def standby_url(self) -> str:
+        """Return the address of the standby alone."""
+        return f"postgresql://{ROLE}@/{DATABASE}?host={self._run_dir}&port={POSTGRES_PORT}"
+
     def start(self) -> None:
         """Start both, the second as a copy of the first that follows it."""
         self.primary.start()
@@ -100,8 +105,7 @@ class Pair:
 
     async def promote(self) -> None:
         """Make the standby the primary, as an operator, or what watches in their place, does."""
-        address = f"postgresql://{SUPERUSER}@/{DATABASE}?host={self._run_dir}&port={POSTGRES_PORT}"
-        connection = await asyncpg.connect(address)
+        connection = await asyncpg.connect(self.standby_url, user=SUPERUSER)
         try:
             assert await connection.fetchval("SELECT pg_promote()")
         finally:

@@ -12,20 +12,15 @@ from app.booking.gate.topology import Part, SlotMap, Topology
 from app.cli.doctor import _look_at_the_cluster
 from app.core.ids import new_id
 from app.core.redis_address import Node
-from app.core.settings import ENVIRONMENT_PREFIX, Settings
+from app.core.settings import Settings
 from tests.booking.gate.builders import Phone, epoch_of
 from tests.booking.gate.conftest import OpenWorker
 from tests.cluster.opening import PATIENCE
 from tests.cluster.servers import PRIMARIES, Cluster, spread
 from tests.conftest import make_settings
-from tests.serving.servers import clocktower
+from tests.serving.servers import clocktower, environment_of
 
 pytestmark = pytest.mark.anyio
-
-_GIVEN = (
-    *("database_url", "redis_url", "token_key", "pass_key", "sealing_key"),
-    *("wechat_base_url", "wechat_app_id", "wechat_app_secret"),
-)
 
 
 @pytest.fixture
@@ -35,11 +30,7 @@ def settings(database_url: str, cluster: Cluster) -> Settings:
 
 @pytest.fixture
 def surroundings(settings: Settings) -> Mapping[str, str]:
-    given = {name: getattr(settings, name) for name in _GIVEN}
-    return {
-        ENVIRONMENT_PREFIX + name.upper(): getattr(value, "get_secret_value", lambda value=value: str(value))()
-        for name, value in given.items()
-    }
+    return environment_of(settings)
 
 
 async def _said(surroundings: Mapping[str, str], *arguments: str) -> tuple[int, str]:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from sqlalchemy import text
 
@@ -20,6 +21,7 @@ from tests.chaos.engines import Template
 from tests.cluster.opening import PATIENCE, Opening
 from tests.cluster.standby import Pair, standing_pair
 from tests.conftest import make_settings
+from tests.serving.servers import clocktower, environment_of
 
 pytestmark = pytest.mark.anyio
 
@@ -119,3 +121,11 @@ async def test_an_operator_lets_the_primary_go_on_alone(
     await pair.wait_for_standby()
     await _until_confirmed(worker, claim)
     assert await held(db, made) == [(0, 1)]
+
+
+async def test_the_doctor_sees_that_the_standby_takes_no_claims(pair: Pair, settings: Settings) -> None:
+    at_the_standby = settings.model_copy(update={"database_url": SecretStr(pair.standby_url)})
+    done = await asyncio.to_thread(clocktower, "doctor", env=environment_of(at_the_standby))
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 1, said
+    assert "WRONG PostgreSQL is a standby, where nothing can be written. → name the primary" in said

@@ -14,8 +14,9 @@ from typing import Final, cast
 
 import httpx2
 import psutil
+from pydantic import SecretStr
 
-from app.core.settings import ENVIRONMENT_PREFIX
+from app.core.settings import ENVIRONMENT_PREFIX, Settings
 
 ROOT: Final = Path(__file__).parents[2]
 START_SECONDS: Final = 90.0
@@ -27,6 +28,21 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this environment without the shell's own settings, and with others."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
     return kept | dict(extra or {})
+
+
+_GIVEN: Final = (
+    *("database_url", "redis_url", "token_key", "pass_key", "sealing_key"),
+    *("wechat_base_url", "wechat_app_id", "wechat_app_secret"),
+)
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Return the variables that name the servers, secrets and WeChat of these settings."""
+    values = {name: getattr(settings, name) for name in _GIVEN}
+    return {
+        ENVIRONMENT_PREFIX + name.upper(): value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        for name, value in values.items()
+    }
 
 
 def clocktower(*arguments: str | Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
