@@ -129,23 +129,37 @@ async def found_city(stage: Stage, *, places: int, accounts: int, open_places: i
     release in Redis is for whoever asks first to make.
     """
     booked, open_each = _capacities(places, open_places)
-    capacities = [*booked, *[open_each] * (len(TOWN_POOLS) if open_each else 0)]
     dsn = await _new_database(stage, f"city_{places}")
     server = await stage.serve(given={surroundings.DATABASE_URL: dsn, **_FOR_THE_BENCH})
     async with _connected(dsn) as database:
-        async with database.transaction():
-            release = await publish(database, capacities)
-            # A draft until it is booked: the worker makes the state of every release that it sees, and would make this
-            # one too early.
-            await database.execute(
-                "UPDATE release SET state = 'draft', rules_version = NULL WHERE id = $1", release.release_id
-            )
         with _both_cores(stage):
-            await _book(database, release, booked, accounts, say)
-        await database.execute(
-            "UPDATE release SET state = 'published', rules_version = 'bench' WHERE id = $1", release.release_id
-        )
+            release = await _publish_booked(database, booked, open_each, accounts, say)
     return City(sum(booked), accounts, dsn, server, release, len(booked), open_each)
+
+
+async def publish_city(
+    database: "asyncpg.Connection[asyncpg.Record]", *, places: int, accounts: int, open_places: int, say: Say
+) -> BenchRelease:
+    """Publish the release of a city in a database whose tables of bookings are empty; the open pools are the last."""
+    booked, open_each = _capacities(places, open_places)
+    return await _publish_booked(database, booked, open_each, accounts, say)
+
+
+async def _publish_booked(
+    database: "asyncpg.Connection[asyncpg.Record]", booked: Sequence[int], open_each: int, accounts: int, say: Say
+) -> BenchRelease:
+    async with database.transaction():
+        release = await publish(database, [*booked, *[open_each] * (len(TOWN_POOLS) if open_each else 0)])
+        # A draft until it is booked: the worker makes the state of every release that it sees, and would make this one
+        # too early.
+        await database.execute(
+            "UPDATE release SET state = 'draft', rules_version = NULL WHERE id = $1", release.release_id
+        )
+    await _book(database, release, booked, accounts, say)
+    await database.execute(
+        "UPDATE release SET state = 'published', rules_version = 'bench' WHERE id = $1", release.release_id
+    )
+    return release
 
 
 def _capacities(places: int, open_places: int) -> tuple[list[int], int]:

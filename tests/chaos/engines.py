@@ -38,11 +38,12 @@ class Template:
     account: Account
 
     @classmethod
-    def make(cls, directory: Path, say: Say) -> "Template":
-        """Make one under this directory. Blocks for some seconds."""
+    def make(cls, directory: Path, say: Say, furnish: Callable[[str], object] = lambda _dsn: None) -> "Template":
+        """Make one under this directory, furnished by whoever is given its address. Blocks for some seconds."""
         data_dir = directory / "template"
         with start_engines(data_dir, progress=say) as engines:
             migrate(engines.database_dsn)
+            furnish(engines.database_dsn)
             asyncio.run(_observe(engines.database_dsn))
         cluster_dir = Layout(data_dir).cluster_dir
         return cls(cluster_dir, choose_account(cluster_dir))

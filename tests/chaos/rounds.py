@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from loadtest.http1 import Network
 from tests.booking.gate.agreement import epoch_in_force, seen_in_redis
+from tests.booking.gate.builders import MadeRelease
 from tests.chaos.checker import Violation, judge, story_of
 from tests.chaos.crowd import Crowd, Probes, unanswered
 from tests.chaos.engines import Template
@@ -92,6 +93,10 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
 
 
+# Does what a round is about, and notes what came of it.
+Act = Callable[[Stand, Fault, random.Random, Outcome], Awaitable[None]]
+
+
 async def play(
     number: int,
     fault: Fault,
@@ -101,26 +106,35 @@ async def play(
     directory: Path,
     seam: str = "",
     statements: Sequence[str] = (),
+    made: MadeRelease | None = None,
+    act: Act | None = None,
 ) -> Outcome:
-    """Play one round of a fault in a directory of its own. `seam` and `statements` switch a guard off."""
+    """Play one round of a fault in a directory of its own. `seam` and `statements` switch a guard off.
+
+    `made` is the release of the template, if it has one; `act` is what happens instead of an opening that is judged.
+    """
     outcome = Outcome(number, fault.name)
     began_at = time.perf_counter()
     rng = random.Random(f"{seed}/{number}")
     at = directory / f"round-{number}"
     try:
         async with standing(
-            at, template, seam=seam or fault.seam, on_a_small_disk=fault.on_a_small_disk, more_settings=fault.settings
+            at,
+            template,
+            seam=seam or fault.seam,
+            on_a_small_disk=fault.on_a_small_disk,
+            more_settings=fault.settings,
+            made=made,
         ) as stand:
             async with stand.database() as database:
                 for statement in statements:
                     await database.execute(statement)
             try:
-                evidence = await _rush(stand, fault, rng, outcome)
+                await (act or _open_and_judge)(stand, fault, rng, outcome)
             finally:
                 said = stand.server.log_path.read_text("utf-8", errors="replace")
                 outcome.last_words = said[-_LAST_WORDS_LENGTH:]
-            _note(outcome, evidence)
-            _note_secrets(outcome, said)
+                _note_secrets(outcome, said)
     except Exception as error:  # noqa: BLE001 - a round that could not be played is told; the others go on
         outcome.trouble = "".join(traceback.format_exception(error))
     left = left_behind(at)
@@ -128,6 +142,8 @@ async def play(
         outcome.trouble = f"{outcome.trouble} processes were left: {[process.pid for process in left]}".strip()
         for process in left:
             process.kill()
+    if outcome.is_well:
+        outcome.last_words = ""
     outcome.seconds = time.perf_counter() - began_at
     return outcome
 
@@ -142,8 +158,6 @@ def _note(outcome: Outcome, evidence: Evidence) -> None:
         outcome.broken[name] = [violation.sentence for violation in violations]
         for claim_id in _shown(violations):
             outcome.stories[claim_id] = story_of(evidence, claim_id)
-    if not found:
-        outcome.last_words = ""
 
 
 def _note_secrets(outcome: Outcome, said: str) -> None:
@@ -154,6 +168,10 @@ def _note_secrets(outcome: Outcome, said: str) -> None:
 
 def _shown(violations: Sequence[Violation]) -> list[str]:
     return [claim_id for violation in violations[:_STORIES_MAX] for claim_id in violation.claims]
+
+
+async def _open_and_judge(stand: Stand, fault: Fault, rng: random.Random, outcome: Outcome) -> None:
+    _note(outcome, await _rush(stand, fault, rng, outcome))
 
 
 async def _rush(stand: Stand, fault: Fault, rng: random.Random, outcome: Outcome) -> Evidence:

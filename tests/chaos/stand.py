@@ -138,8 +138,12 @@ async def standing(
     seam: str = "",
     on_a_small_disk: bool = False,
     more_settings: Mapping[str, str] | None = None,
+    made: MadeRelease | None = None,
 ) -> AsyncGenerator[Stand]:
-    """Start everything for one round, publish its release, and leave no process and no file behind."""
+    """Start everything for one round, publish its release, and leave no process and no file behind.
+
+    `made` is the round's release where the template has it already.
+    """
     wires = directory / "wires"
     plant = Plant(directory / "data", template)
     async with AsyncExitStack() as stack:
@@ -174,20 +178,24 @@ async def standing(
             undo=OwnServer.stop,
         )
         stack.push_async_callback(_stop, server)
-        connection = await asyncpg.connect(plant.database_dsn)
-        try:
-            made = await make_release(
-                connection,
-                capacities=CAPACITIES,
-                start_hours=_START_HOURS,
-                waitlist_limit=WAITLIST_LIMIT,
-                person_limit=PERSON_LIMIT,
-                account_limit=ACCOUNT_LIMIT,
-            )
-        finally:
-            await connection.close()
+        made = made or await _publish(plant)
         keys = Keys(PassSigner(secret["PASS_KEY"]), secret["TOKEN_KEY"].encode())
         yield Stand(directory, plant, server, to_valkey, to_postgres, made, keys)
+
+
+async def _publish(plant: Plant) -> MadeRelease:
+    connection = await asyncpg.connect(plant.database_dsn)
+    try:
+        return await make_release(
+            connection,
+            capacities=CAPACITIES,
+            start_hours=_START_HOURS,
+            waitlist_limit=WAITLIST_LIMIT,
+            person_limit=PERSON_LIMIT,
+            account_limit=ACCOUNT_LIMIT,
+        )
+    finally:
+        await connection.close()
 
 
 async def _stop(server: OwnServer) -> None:

@@ -1,5 +1,6 @@
 """Some rounds, as they are played by hundreds elsewhere, and the command that plays them."""
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from tests.chaos.__main__ import deck
+from tests.chaos.city import City
 from tests.chaos.crowd import Probes
 from tests.chaos.engines import SmallDisk, Template
 from tests.chaos.faults import FAULTS, Strike
@@ -33,6 +35,15 @@ async def test_every_promise_holds_through_a_fault(name: str, template: Template
     assert not outcome.missed
     assert outcome.promised > 0
     assert not (tmp_path / "round-1").exists()
+
+
+@pytest.mark.anyio
+async def test_a_large_release_is_away_for_as_long_as_its_state_takes(tmp_path: Path) -> None:
+    city = await asyncio.to_thread(City.found, tmp_path, 3_000, lambda _sentence: None)
+    outcome = await city.play(1, FAULTS["flushall"], seed="test", directory=tmp_path)
+    assert outcome.is_well, (outcome.trouble, outcome.broken, outcome.last_words)
+    assert outcome.promised > 0
+    assert outcome.recovery.unavailable_after_s is not None
 
 
 @pytest.mark.skipif(not SmallDisk.is_possible(), reason="a small file system needs the right to mount it (root)")
