@@ -118,8 +118,7 @@ async def _open(api: FastAPI, settings: Settings, stack: AsyncExitStack) -> None
     api.state.gate = gate
     api.state.when_erased = giving_up_places(gate)
     api.state.pass_signer = PassSigner(settings.pass_key.get_secret_value())
-    desk = api.state.desk = Desk(gate, api.state.pass_signer)
-    gate.background.start(desk.stalls.watch())
+    api.state.desk = Desk(gate, api.state.pass_signer)
     stack.callback(delattr, api.state, "desk")
 
 

@@ -43,9 +43,7 @@ async def open_worker(settings: Settings, signer: PassSigner) -> AsyncGenerator[
         async def open_one(**changes: object) -> Worker:
             gate = await Gate.open(settings.model_copy(update=changes), Clock())
             stack.push_async_callback(gate.close)
-            desk = Desk(gate, signer)
-            gate.background.start(desk.stalls.watch())
-            return Worker(gate, desk)
+            return Worker(gate, Desk(gate, signer))
 
         yield open_one
 
