@@ -8,9 +8,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar, cast
 
+import asyncpg
 import structlog
 from asyncpg import DeadlockDetectedError
-from sqlalchemy import MetaData
+from sqlalchemy import MetaData, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
@@ -30,6 +32,10 @@ NAMING: Final = {
 
 _PORT: Final = re.compile(r":\d+$")
 _USUAL_PORT: Final = 5_432
+# Beyond a statement's own time-out, so that the server's word about it comes first.
+_MORE_SECONDS: Final = 1.0
+# How long a connection that is closed may wait for its server's goodbye.
+_LEAVE_SECONDS_MAX: Final = 0.25
 
 _T = TypeVar("_T")
 AfterCommit = Callable[[], Awaitable[None]]
@@ -58,9 +64,21 @@ def sqlalchemy_url(dsn: str) -> str:
     return f"postgresql+asyncpg://{user}{at}/{path}{'&' if '?' in path else '?'}{query}"
 
 
+class _Impatient(asyncpg.Connection):
+    """A connection that takes leave for a moment only: of a server that says nothing it would wait two seconds."""
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's own
+        await super().close(timeout=min(timeout or _LEAVE_SECONDS_MAX, _LEAVE_SECONDS_MAX))
+
+
 def create_engine(settings: Settings) -> AsyncEngine:
-    """Return the engine of one process. `synchronous_commit` is on, whatever the server's default says."""
-    return create_async_engine(
+    """Return the engine of one process. `synchronous_commit` is on, whatever the server's default says.
+
+    A server that is silent (frozen, or behind a line that swallows everything) ends nothing by itself, so that each
+    wait has a bound here as well, a little longer than the server's own. What waited gets `TimeoutError`, and its
+    connection is thrown away.
+    """
+    engine = create_async_engine(
         sqlalchemy_url(settings.database_url.get_secret_value()),
         pool_size=settings.database_pool_size,
         max_overflow=0,
@@ -71,6 +89,9 @@ def create_engine(settings: Settings) -> AsyncEngine:
         # costs one request a 503, and the pool throws away all that are older than the break.
         pool_pre_ping=False,
         connect_args={
+            "connection_class": _Impatient,
+            "timeout": settings.database_lock_timeout_ms / 1_000,
+            "command_timeout": settings.database_statement_timeout_ms / 1_000 + _MORE_SECONDS,
             "server_settings": {
                 "application_name": "clocktower-api",
                 "synchronous_commit": "on",
@@ -81,6 +102,14 @@ def create_engine(settings: Settings) -> AsyncEngine:
             },
         },
     )
+    event.listen(engine.sync_engine, "handle_error", _give_up_the_silent)
+    return engine
+
+
+def _give_up_the_silent(context: ExceptionContext) -> None:
+    """Throw a connection away on which an answer did not come in time: a rollback would wait for one as well."""
+    if isinstance(context.original_exception, TimeoutError):
+        context.is_disconnect = True
 
 
 def after_commit(db: AsyncSession, action: AfterCommit) -> None:

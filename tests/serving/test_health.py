@@ -10,8 +10,9 @@ import pytest
 
 from tests.serving.servers import Server, await_true, engines_in
 
-# A probe gives up on an engine after one and a half seconds; the rest is for a machine that is busy.
-ANSWER_SECONDS_MAX = 10.0
+# A probe gives up on an engine after one and a half seconds and hangs up within a quarter of one; the rest is for a
+# machine that is busy.
+ANSWER_SECONDS_MAX = 3.0
 PROGRAMS = {"postgresql": "postgres", "redis": "valkey"}
 
 
