@@ -11,8 +11,7 @@ from typing import Final, TypeVar, cast
 import asyncpg
 import structlog
 from asyncpg import DeadlockDetectedError
-from sqlalchemy import MetaData, event
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy import MetaData
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
@@ -78,7 +77,7 @@ def create_engine(settings: Settings) -> AsyncEngine:
     wait has a bound here as well, a little longer than the server's own. What waited gets `TimeoutError`, and its
     connection is thrown away.
     """
-    engine = create_async_engine(
+    return create_async_engine(
         sqlalchemy_url(settings.database_url.get_secret_value()),
         pool_size=settings.database_pool_size,
         max_overflow=0,
@@ -102,14 +101,6 @@ def create_engine(settings: Settings) -> AsyncEngine:
             },
         },
     )
-    event.listen(engine.sync_engine, "handle_error", _give_up_the_silent)
-    return engine
-
-
-def _give_up_the_silent(context: ExceptionContext) -> None:
-    """Throw a connection away on which an answer did not come in time: a rollback would wait for one as well."""
-    if isinstance(context.original_exception, TimeoutError):
-        context.is_disconnect = True
 
 
 def after_commit(db: AsyncSession, action: AfterCommit) -> None:
