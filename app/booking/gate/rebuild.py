@@ -9,8 +9,9 @@ committed: its phone asks again and is judged by the new state.
 import asyncio
 import struct
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from typing import Any, Final, NamedTuple, cast
 from uuid import UUID
 
@@ -117,12 +118,13 @@ GROUP BY claim.account_id
 _ACCOUNT_ROW: Final = struct.Struct(">16sq")
 # A timestamptz is sent in microseconds since 2000.
 _MS_FROM_1970_TO_2000: Final = 946_684_800_000
-# Claims of an epoch that PostgreSQL has, and those of $3, which are on their way, that it does not have yet.
+# Claims that PostgreSQL holds, and those of $2, which are on their way, that it does not hold yet.
 _ACCOUNTED_FOR: Final = """
-SELECT (SELECT count(*) FROM claim WHERE release_id = $1 AND epoch = $2)
-     + (SELECT count(*) FROM unnest($3::uuid[]) AS pending (id)
+SELECT (SELECT count(*) FROM claim WHERE release_id = $1 AND state <> 'void')
+     + (SELECT count(*) FROM unnest($2::uuid[]) AS pending (id)
         WHERE NOT EXISTS (SELECT FROM claim
-                          WHERE claim.id = pending.id AND claim.release_id = $1 AND claim.epoch = $2))
+                          WHERE claim.id = pending.id AND claim.release_id = $1 AND claim.state <> 'void')) AS claims,
+       pg_postmaster_start_time() AS since
 """
 _HIGHEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM claim WHERE release_id = $1"
 # Rows read, and fields written, at once: bounds memory here and each command's time in Redis.
@@ -148,26 +150,33 @@ async def read_release(link: Link, release_id: UUID) -> Release | None:
     return Release.from_meta(meta) if meta.get(b"identity") == link.identity.encode() else None
 
 
-async def knows_more(database: asyncpg.Pool, link: Link, release: Release, *, timeout_seconds: float) -> bool:
-    """Tell whether a state in force has admitted more claims than PostgreSQL and those on their way account for.
+class Known(NamedTuple):
+    """What a state in force knows: how many claims, and which of them are still on their way to PostgreSQL."""
 
-    So it is after PostgreSQL was restored from a back-up: epoch and identity are as they were then, and claims that
-    were confirmed since would hear "yes" from Redis alone. Redis is asked first: what was decided by then PostgreSQL
-    has, as a booking or as a tombstone. An id that was void and sent again makes it too many as well, and then the
-    state is made anew for nothing. Raises the drivers' errors.
-    """
+    claims: int
+    pending: Sequence[UUID]
+
+
+async def read_known(link: Link, release: Release) -> Known:
+    """Return what the state of a release knows at this moment."""
     keys = release.keys
-    *_, both = await link.commands(
-        [["MULTI"], ["HMGET", keys.meta, "seq", "built_seq"], ["ZRANGE", keys.pending, 0, -1], ["EXEC"]]
-    )
-    (seq, built_seq), pending = cast("tuple[list[bytes | None], list[bytes]]", both)
-    if seq is None or built_seq is None:
-        return False
+    *_, both = await link.commands([["MULTI"], ["HLEN", keys.claims], ["ZRANGE", keys.pending, 0, -1], ["EXEC"]])
+    claims, pending = cast("tuple[int, list[bytes]]", both)
+    return Known(claims, [id_of(claim) for claim in pending])
+
+
+async def accounted_for(
+    database: asyncpg.Pool, release: Release, known: Known, *, timeout_seconds: float
+) -> tuple[bool, datetime]:
+    """Tell whether PostgreSQL, and what is on its way there, account for what a state knew; and since when it runs.
+
+    They do not after PostgreSQL was restored from a back-up: epoch and identity are as they were then, and claims that
+    were confirmed since would hear "yes" from Redis alone. Redis is asked first: what it knew by then, and did not call
+    pending, PostgreSQL has. Raises the driver's errors.
+    """
     async with borrowed(database, timeout_seconds=timeout_seconds) as connection:
-        accounted_for: int = await connection.fetchval(
-            _ACCOUNTED_FOR, release.release_id, release.epoch, [id_of(claim) for claim in pending]
-        )
-    return int(seq) - int(built_seq) > accounted_for
+        (row,) = await connection.fetch(_ACCOUNTED_FOR, release.release_id, known.pending)
+    return known.claims <= cast("int", row["claims"]), cast("datetime", row["since"])
 
 
 async def suspend(link: Link, release_id: UUID) -> None:
@@ -337,7 +346,6 @@ class _Loader:
             "person_limit": setup.person_limit,
             "account_limit": setup.account_limit,
             "seq": self.seq,
-            "built_seq": self.seq,
             "version": 0,
             "setup": setup.pack(),
         }

@@ -22,9 +22,9 @@ from app.booking.gate.admission import Admission
 from app.booking.gate.complaints import Complaints
 from app.booking.gate.database import borrowed
 from app.booking.gate.ledger import Ledger, Verdict, Winner
-from app.booking.gate.link import Link, Links
+from app.booking.gate.link import Links
 from app.booking.gate.nodes import Nodes
-from app.booking.gate.rebuild import Because, knows_more, read_release, rebuild
+from app.booking.gate.rebuild import Because, Known, accounted_for, read_known, read_release, rebuild
 from app.booking.gate.settlement import Settlement
 from app.booking.gate.state import Release
 from app.core import metrics
@@ -44,6 +44,9 @@ _ENTER_WAIT_SECONDS: Final = 2.0
 _ENTERING_LIMIT: Final = 2
 # Releases that wait for that; whoever asks for one more is told 503.
 _ENTERING_QUEUE_LIMIT: Final = 100
+# How long PostgreSQL may take to say whether it accounts for a state, and for how long nobody asks after it did not.
+_LOOK_SECONDS: Final = 1.0
+_SILENT_SECONDS: Final = 5.0
 # For how long a release that does not exist is remembered as such, so that guessing ids costs PostgreSQL nothing.
 _ABSENT_SECONDS: Final = 1.0
 _ABSENT_LIMIT: Final = 10_000
@@ -99,8 +102,11 @@ class Rooms:
         self._absent: dict[UUID, float] = {}
         self._condemned: dict[UUID, int] = {}
         self._complaints = Complaints()
-        # Since when the PostgreSQL runs that was asked last. None: that is not known.
+        # Since when the PostgreSQL runs that was asked last, and whether a room was opened without asking it.
         self._postgres_since: datetime | None = None
+        self._is_unsure = False
+        self._asking = asyncio.Semaphore(_ENTERING_LIMIT)
+        self._silent_until_seconds = 0.0
 
     @property
     def entered(self) -> Mapping[bytes, Room]:
@@ -202,8 +208,9 @@ class Rooms:
         if not since:
             return
         (started_at,) = since
-        if started_at != self._postgres_since:
-            self._postgres_since = started_at
+        self._silent_until_seconds = 0.0
+        if self._is_unsure or started_at != self._postgres_since:
+            self._postgres_since, self._is_unsure = started_at, False
             for room in rooms:
                 self.leave(room)
 
@@ -221,12 +228,16 @@ class Rooms:
         release = None
         try:
             links = await self._nodes.of(release_id)
+            known: Known | None = None
             async with links.lend() as link:
                 release = await read_release(link, release_id)
-                if release is not None and await self._knows_more(link, release):
-                    metrics.FENCES.labels("contradiction").inc()
-                    log.error("gate_knows_more_than_postgresql", release=str(release_id), epoch=release.epoch)
-                    condemned = release.epoch
+                if release is not None:
+                    known = await read_known(link, release)
+            # The link is given back by now: PostgreSQL may take its time, and the others need none of it.
+            if release is not None and known is not None and await self._knows_more(release, known):
+                metrics.FENCES.labels("contradiction").inc()
+                log.error("gate_knows_more_than_postgresql", release=str(release_id), epoch=release.epoch)
+                condemned = release.epoch
             if release is None or (condemned is not None and release.epoch <= condemned):
                 async with self._entrance:
                     release, links = await self._rebuild(release_id, Because(condemned))
@@ -239,16 +250,25 @@ class Rooms:
         self._condemned.pop(release_id, None)
         return room
 
-    async def _knows_more(self, link: Link, release: Release) -> bool:
-        """Tell whether PostgreSQL was set back since this state was built; where it is away, nobody can tell."""
-        try:
-            return await knows_more(
-                self._database, link, release, timeout_seconds=self._settings.commit_timeout_ms / 1_000
-            )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            # Those who lose must be answered all the same. Once it is there it shows when it was started.
-            self._postgres_since = None
-            return False
+    async def _knows_more(self, release: Release, known: Known) -> bool:
+        """Tell whether PostgreSQL was set back since this state was built; where it is away, nobody can tell.
+
+        Those who lose must be answered all the same, and soon. Once it is there, every room is entered anew.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._asking:
+            if loop.time() >= self._silent_until_seconds:
+                try:
+                    is_accounted_for, since = await accounted_for(
+                        self._database, release, known, timeout_seconds=_LOOK_SECONDS
+                    )
+                except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    self._silent_until_seconds = loop.time() + _SILENT_SECONDS
+                else:
+                    self._postgres_since = self._postgres_since or since
+                    return not is_accounted_for
+        self._is_unsure = True
+        return False
 
     async def _rebuild(self, release_id: UUID, because: Because) -> tuple[Release, Links]:
         """Rebuild a state where it belongs by now; return it, and the links to whoever holds it.
@@ -264,6 +284,7 @@ class Rooms:
             metrics.REBUILDS_FAILED.inc()
             raise
         log.info("gate_rebuilt", release=str(release_id), epoch=release.epoch)
+        self._is_unsure |= self._postgres_since is None
         return release, links
 
     def _leave_what_has_moved(self) -> None:

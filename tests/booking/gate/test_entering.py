@@ -58,3 +58,41 @@ async def test_who_finds_too_many_at_the_entrance_is_sent_away_at_once(
         assert done == {too_many}
         assert (await too_many).word == "rebuilding"
         await asyncio.gather(*looking, *standing)
+
+
+async def test_a_postgresql_that_answers_nobody_keeps_nobody_from_states_that_stand(
+    db: "asyncpg.Connection[asyncpg.Record]", database_url: str, open_worker: OpenWorker
+) -> None:
+    before = await open_worker()
+    releases = [(await make_release(db)).release_id for _ in range(8)]
+    for release_id in releases:
+        await before.gate.release(release_id)
+    # It never looks by itself who answers.
+    after = await open_worker(sweep_interval_ms=60_000)
+    entered, *others = releases
+    await after.gate.release(entered)
+    connection = await asyncpg.connect(database_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE claim")
+            # More than there are links to Redis.
+            looking = [asyncio.create_task(after.desk.answer(_look_at(release_id))) for release_id in others]
+            await until_gates_wait(db)
+            async with asyncio.timeout(0.5):
+                assert (await after.desk.answer(_look_at(entered))).status == 200
+            # None of them waits as long as for a rebuild: what stands is used.
+            assert {answer.status for answer in await asyncio.gather(*looking)} == {200}
+    finally:
+        await connection.close()
+
+
+async def test_a_room_is_not_left_for_a_postgresql_that_it_was_opened_with(
+    db: "asyncpg.Connection[asyncpg.Record]", open_worker: OpenWorker
+) -> None:
+    release_id = (await make_release(db)).release_id
+    await (await open_worker()).gate.release(release_id)
+    worker = await open_worker(sweep_interval_ms=20)
+    await worker.gate.release(release_id)
+    room = worker.gate.entered[release_id.bytes]
+    await asyncio.sleep(0.3)
+    assert worker.gate.entered[release_id.bytes] is room
