@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from app.booking.gate.keys import EpochKeys
 from app.booking.gate.passes import PassSigner
 from app.core.ids import new_id
+from tests.booking.gate.agreement import seen_in_redis
 from tests.booking.gate.builders import Phone, epoch_of, held, make_release
 from tests.booking.gate.conftest import OpenWorker
 from tests.booking.gate.waits import until
@@ -39,12 +40,21 @@ async def test_one_lost_claim_is_noticed_beside_another_that_is_pending_and_writ
 
 
 async def test_a_state_that_was_used_unseen_is_looked_at_when_postgresql_answers_again(
-    db: "asyncpg.Connection[asyncpg.Record]", database_url: str, open_worker: OpenWorker, signer: PassSigner
+    db: "asyncpg.Connection[asyncpg.Record]",
+    database_url: str,
+    open_worker: OpenWorker,
+    signer: PassSigner,
+    redis: Redis,
 ) -> None:
     made = await make_release(db, capacities=(2,))
     before = await open_worker()
     lost = Phone.with_pass(signer, made).claim()
     assert (await before.ask(lost)).word == "confirmed"
+
+    async def confirmed() -> bool:
+        return not (await seen_in_redis(redis, made)).pending
+
+    await until(confirmed)
     await before.gate.close()
     await db.execute("DELETE FROM booking")
     await db.execute("DELETE FROM claim")
