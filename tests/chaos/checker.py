@@ -8,11 +8,12 @@ itself relies on (constraints, locks) is not relied on here: everything is count
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from loadtest.history import Kind, Operation, Seat
 from loadtest.stories import ClaimStory
-from tests.chaos.evidence import BookingRow, Change, Evidence
+from tests.chaos.evidence import BookingRow, Change, Evidence, Span
 
 # What one fault may cost a release of 300 places, in seconds after it is over.
 UNAVAILABLE_SECONDS_MAX: Final = 3.0
@@ -22,8 +23,12 @@ GROWTH_MIB_MAX: Final = 150.0
 # The phones' clock and PostgreSQL's are the same; a line is written a moment after its time was read.
 _SLACK_SECONDS: Final = 0.05
 _LIVE: Final = frozenset({"confirmed", "waitlisted"})
-# Nobody can be booked under an id that heard one of these.
-_FINAL_OUTCOMES: Final = frozenset({"claim_void", "time_clash"})
+# How long after a place was given back the gate may still not know: told at once, or else by the next sweep, which a
+# fault may hold up.
+_NEWS_SECONDS_MAX: Final = 8.0
+# Nobody can be booked under an id that heard one of these: the first two PostgreSQL holds void, and with the others the
+# phones of a round stop to ask.
+_FINAL_OUTCOMES: Final = frozenset({"claim_void", "time_clash", "limit_reached", "already_booked", "closed"})
 _REFUSED: Final = 400
 _SERVER_ERROR: Final = 500
 _BUSY: Final = frozenset({429, 503})
@@ -120,7 +125,23 @@ def _is_as_promised(seat: Seat, row: BookingRow) -> bool:
     if seat.status == "confirmed":
         return row.status == "confirmed" and row.place_no == seat.place_no
     # Who waits may get a place, or leave the queue for one at the same hour.
-    return seat.status != "waitlisted" or row.wait_seq is not None
+    return seat.status != "waitlisted" or (
+        row.wait_seq is not None and (row.status in _LIVE or row.cancelled_reason == "time_clash")
+    )
+
+
+def nothing_else_is_booked(evidence: Evidence) -> Found:
+    """9.2: what is booked is what a phone asked for: its people, in pools that it named."""
+    for claim_id, rows in evidence.bookings_of.items():
+        story = evidence.stories.get(claim_id)
+        if story is None:
+            # In a storm strangers claim, whom nobody writes down.
+            if evidence.strain is None:
+                yield Violation("it is booked, and nobody asked for it", (claim_id,))
+            continue
+        for row in rows:
+            if row.person not in story.wish.people or row.pool not in story.wish.choices:
+                yield Violation(f"person {row.person} is booked in pool {row.pool}, which was not asked", (claim_id,))
 
 
 def a_final_no_is_final(evidence: Evidence) -> Found:
@@ -189,23 +210,29 @@ def no_place_leaks(evidence: Evidence) -> Found:
 
 
 def sold_out_means_sold_out(evidence: Evidence) -> Found:
-    """9.6: no final "no" while a place is free that nobody has had yet."""
+    """9.6: no final "no" while a place is free that nobody has had yet, or that was given back long ago."""
     for claim_id, story in evidence.stories.items():
         needed = len(story.wish.people) if story.wish.together else 1
         for operation in story.told:
             if not operation.is_final_no:
                 continue
+            ended_s = operation.ended_s + _SLACK_SECONDS
             for pool_id in story.wish.choices:
-                since = evidence.taken_since_s.get(pool_id, {})
-                untouched = sum(
-                    since.get(place, float("inf")) > operation.ended_s + _SLACK_SECONDS
-                    for place in evidence.pool[pool_id].places
-                )
-                if untouched >= needed:
+                untouched = _free_through(evidence, pool_id, Span(-inf, ended_s))
+                free = _free_through(evidence, pool_id, Span(operation.started_s - _NEWS_SECONDS_MAX, ended_s))
+                if untouched >= needed or free >= needed:
+                    what = f"{untouched} places never taken and {free} free for {_NEWS_SECONDS_MAX:.0f} s"
                     yield Violation(
-                        f"sold out at {operation.ended_s:.2f} s, with {untouched} places of pool {pool_id} never taken",
-                        (claim_id,),
+                        f"sold out at {operation.ended_s:.2f} s, with {what} in pool {pool_id}", (claim_id,)
                     )
+
+
+def _free_through(evidence: Evidence, pool_id: str, span: Span) -> int:
+    """Count the places of a pool that nobody had for all of a span, in which nobody waited for one either."""
+    if any(span.meets(waited) for waited in evidence.waited_spans.get(pool_id, ())):
+        return 0
+    held = evidence.held_spans.get(pool_id, {})
+    return sum(not any(span.meets(other) for other in held.get(n, ())) for n in evidence.pool[pool_id].places)
 
 
 def waiting_order_is_kept(evidence: Evidence) -> Found:
@@ -339,6 +366,7 @@ CHECKS: Final[Mapping[str, Callable[[Evidence], Found]]] = {
         one_holder_each_place,
         limits_hold,
         every_yes_is_kept,
+        nothing_else_is_booked,
         a_final_no_is_final,
         one_answer_each_claim,
         gate_and_postgresql_agree,

@@ -98,7 +98,7 @@ async def _settle(dsn: str, places: int, say: Say) -> MadeRelease:
 async def _strike(stand: Stand, fault: Fault, rng: random.Random, outcome: Outcome) -> None:
     """Have phones ask all the time, let the fault strike, and note how long nobody got a place."""
     await stand.ready()
-    strike = Strike()
+    strike, chance = Strike(), random.Random(rng.getrandbits(64))
     async with Network(stand.address) as network:
         crowd = Crowd(network, stand.made, stand.keys, rng)
         async with asyncio.TaskGroup() as group:
@@ -107,7 +107,7 @@ async def _strike(stand: Stand, fault: Fault, rng: random.Random, outcome: Outco
                 # Whoever asks first has the state made.
                 await _somebody_got_a_place(crowd, since_s=0.0)
                 await asyncio.sleep(_BEFORE_SECONDS)
-                await fault.play(stand, rng, strike)
+                await fault.play(stand, chance, strike)
                 await _somebody_got_a_place(crowd, since_s=crowd.now() - (time.perf_counter() - strike.ended_at))
                 await asyncio.sleep(_AFTER_SECONDS)
             finally:

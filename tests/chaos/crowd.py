@@ -24,7 +24,7 @@ from tests.booking.gate.builders import FAR_FUTURE_MS, MadeRelease
 
 PARENTS: Final = 260
 # The last pool of the release is the probes'.
-PROBE_EVERY_SECONDS: Final = 0.08
+PROBE_EVERY_SECONDS: Final = 0.1
 # A phone that hears nothing for so long dials again.
 _PATIENCE_SECONDS: Final = 1.5
 _TOKEN_SECONDS: Final = 86_400
@@ -76,6 +76,8 @@ class Probes:
     """What the probes found: when somebody got a place, in seconds of the round, and winners' retries."""
 
     yes_at_s: list[float] = field(default_factory=list[float])
+    # Until when they could have got one: they were asked for, and there were some.
+    until_s: float = 0.0
     retries: list[Retry] = field(default_factory=list[Retry])
 
 
@@ -97,6 +99,7 @@ class Crowd:
         self.began_at_epoch_seconds = time.time()
         self._parents = 0
         self._doubtful: dict[str, Parent] = {}
+        self._is_sold_out = False
 
     def now(self) -> float:
         """Return the seconds since the round began."""
@@ -114,6 +117,8 @@ class Crowd:
         """Claim a place of the last pool every so often until the crowd is over: is this release served?"""
         async with asyncio.TaskGroup() as group:
             while not self.is_over.is_set():
+                if not self._is_sold_out:
+                    self.probes.until_s = self.now()
                 group.create_task(self._probe_once())
                 await asyncio.sleep(PROBE_EVERY_SECONDS)
 
@@ -315,6 +320,8 @@ class Crowd:
         if said.is_yes:
             self.probes.yes_at_s.append(said.ended_s)
             await self._ask_again(parent, wish)
+        elif said.is_final_no:
+            self._is_sold_out = True
         elif said.status in {0, 202} or said.status in _BUSY:
             self._doubtful[wish.claim_id] = parent
 

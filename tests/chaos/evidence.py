@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from itertools import zip_longest
+from math import inf
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -50,6 +53,7 @@ class BookingRow:
     status: str
     wait_seq: int | None
     position: int
+    cancelled_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,17 @@ class Truth:
     epoch_of_claims: Sequence[tuple[str, int, int]]
     epoch: int
     state: GateState
+
+
+class Span(NamedTuple):
+    """A part of the round, in its seconds."""
+
+    from_s: float
+    to_s: float
+
+    def meets(self, other: "Span") -> bool:
+        """Tell whether the two have a moment in common."""
+        return self.from_s < other.to_s and other.from_s < self.to_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +174,26 @@ class Evidence:
         return found
 
     @cached_property
-    def taken_since_s(self) -> Mapping[str, Mapping[int, float]]:
-        """For each pool and place, the first moment at which it can have been somebody's."""
-        since: dict[str, dict[int, float]] = defaultdict(dict)
-        for change in self.truth.changes:
-            if change.status == "confirmed" and change.place_no is not None:
-                at_s = min(change.at_s, self.truth.claims[change.claim].decided_at_s)
-                known_s = since[change.pool].get(change.place_no, at_s)
-                since[change.pool][change.place_no] = min(known_s, at_s)
-        return since
+    def held_spans(self) -> Mapping[str, Mapping[int, Sequence[Span]]]:
+        """For each pool and place, the spans in which it can have been somebody's."""
+        spans: dict[str, dict[int, list[Span]]] = defaultdict(lambda: defaultdict(list))
+        for changes in self.changes_of.values():
+            for change, after in zip_longest(changes, changes[1:]):
+                if change.status == "confirmed" and change.place_no is not None:
+                    from_s = min(change.at_s, self.truth.claims[change.claim].decided_at_s)
+                    spans[change.pool][change.place_no].append(Span(from_s, after.seen_s if after else inf))
+        return spans
+
+    @cached_property
+    def waited_spans(self) -> Mapping[str, Sequence[Span]]:
+        """For each pool, the spans in which somebody can have waited for a place."""
+        spans: dict[str, list[Span]] = defaultdict(list)
+        for changes in self.changes_of.values():
+            for change, after in zip_longest(changes, changes[1:]):
+                if change.status == "waitlisted":
+                    from_s = min(change.at_s, self.truth.claims[change.claim].decided_at_s)
+                    spans[change.pool].append(Span(from_s, after.seen_s if after else inf))
+        return spans
 
 
 async def read_truth(
@@ -191,7 +217,8 @@ async def _read_truth(
         "SELECT id, account_id, epoch, state, decided_at FROM claim WHERE release_id = $1", made.release_id
     )
     bookings = await database.fetch(
-        "SELECT booking.id, claim_id, person_id, pool_id, place_no, status, wait_seq, position FROM booking"
+        "SELECT booking.id, claim_id, person_id, pool_id, place_no, status, wait_seq, position,"
+        " cancelled_reason FROM booking"
         " JOIN claim ON claim.id = claim_id WHERE release_id = $1 ORDER BY claim_id, position",
         made.release_id,
     )
@@ -223,6 +250,7 @@ async def _read_truth(
                 row["status"],
                 row["wait_seq"],
                 row["position"],
+                row["cancelled_reason"],
             )
             for row in bookings
         ],

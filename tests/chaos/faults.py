@@ -5,7 +5,6 @@ beyond that is measured from there. Whatever it leaves broken, the stand's own e
 """
 
 import asyncio
-import contextlib
 import random
 import signal
 import sys
@@ -187,6 +186,12 @@ async def _fill_valkey(stand: Stand, _rng: random.Random, strike: Strike) -> Non
     async with stand.valkey() as valkey:
         strike.begins()
         await _command(valkey, "CONFIG", "SET", "maxmemory", "1mb")
+        try:
+            await _command(valkey, "SET", "chaos", "a word more")
+        except ResponseError:
+            pass
+        else:
+            strike.missed = True
         await asyncio.sleep(_HELD_SECONDS)
         await _command(valkey, "CONFIG", "SET", "maxmemory", "1gb")
         strike.ends()
@@ -300,21 +305,24 @@ async def _exhaust_connections(stand: Stand, _rng: random.Random, strike: Strike
         strike.begins()
         await take()
         stand.to_postgres.cut()
-        await take()
+        # Whatever came free by that, and was not there before.
+        strike.missed = await take() == 0
         await asyncio.sleep(_HELD_SECONDS)
     strike.ends()
 
 
 @asynccontextmanager
-async def _greedy(stand: Stand) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
+async def _greedy(stand: Stand) -> AsyncGenerator[Callable[[], Awaitable[int]]]:
+    """Yield what takes every connection that is to be had, and tells how many those were; give them back at the end."""
     taken: list[asyncpg.Connection[asyncpg.Record]] = []
 
-    async def take() -> None:
+    async def take() -> int:
+        before = len(taken)
         while True:
             try:
                 taken.append(await asyncpg.connect(stand.plant.database_dsn))
             except asyncpg.PostgresError:
-                return
+                return len(taken) - before
 
     try:
         yield take
@@ -330,8 +338,12 @@ async def _fill_the_disk(stand: Stand, _rng: random.Random, strike: Strike) -> N
     await asyncio.to_thread(disk.fill)
     async with stand.database() as database:
         # What is in the log's open segments needs no room; a new one does.
-        with contextlib.suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
+        try:
             await database.execute("SELECT pg_logical_emit_message(false, 'chaos', repeat('x', 40000000))")
+        except (asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
+            pass
+        else:
+            strike.missed = True
     await asyncio.sleep(_HELD_SECONDS)
     disk.clear()
     await in_thread(lambda: _restart_if_dead(stand))

@@ -35,7 +35,8 @@ from tests.log_watch import secrets_in
 # When the burst comes, how long after its beginning the fault strikes, and how long the crowd stays when it is over.
 _BURST_SECONDS: Final = (0.4, 0.8)
 _STRIKE_SECONDS: Final = (0.0, 0.25)
-_AFTER_SECONDS: Final = 2.5
+# Whatever a sweep has to find comes in this time.
+_AFTER_SECONDS: Final = PENDING_SECONDS + 1.0
 _SETTLE_SECONDS_MAX: Final = 15.0
 _LOOK_EVERY_SECONDS: Final = 0.1
 _STORIES_MAX: Final = 3
@@ -177,6 +178,8 @@ async def _open_and_judge(stand: Stand, fault: Fault, rng: random.Random, outcom
 async def _rush(stand: Stand, fault: Fault, rng: random.Random, outcome: Outcome) -> Evidence:
     await stand.ready()
     strike, watch = Strike(), Watch()
+    # Its own: the crowd draws as often as the machine lets it.
+    chance = random.Random(rng.getrandbits(64))
     async with Network(stand.address) as network:
         crowd = Crowd(network, stand.made, stand.keys, rng)
         async with asyncio.TaskGroup() as group:
@@ -188,7 +191,7 @@ async def _rush(stand: Stand, fault: Fault, rng: random.Random, outcome: Outcome
             try:
                 await asyncio.sleep(strike_s - crowd.now())
                 watch.begins()
-                await fault.play(stand, rng, strike)
+                await fault.play(stand, chance, strike)
                 await asyncio.sleep(_AFTER_SECONDS)
                 await _served_again(crowd, strike)
             finally:
@@ -300,7 +303,8 @@ def recovery_of(probes: Probes, now_s: float, strike: Strike, settled_s: float |
     began_s, ended_s = strike.began_at + offset, strike.ended_at + offset
     yes = sorted(probes.yes_at_s)
     during = after = 0.0
-    for one, other in pairwise([0.0, *yes]):
+    # The last is when nobody was to get one any more: that was a wait as well.
+    for one, other in pairwise([0.0, *yes, max(probes.until_s, *yes, 0.0)]):
         during = max(during, min(other, ended_s) - max(one, began_s))
         if other > ended_s:
             after = max(after, other - max(one, ended_s))

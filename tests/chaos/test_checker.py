@@ -49,6 +49,9 @@ class Told:
     rows: bool = True
     heard: Sequence[Operation] | None = None
     epoch: tuple[int, int] = (1, 1)
+    asks: bool = True
+    wished: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     def operation(self, outcome: str, status: int, at_s: float | None = None, **changes: object) -> Operation:
         """Return one request of this claim that was answered."""
@@ -92,6 +95,7 @@ class Round:
     hasty: Sequence[str] = ()
     strain: Strain | None = None
     fills: bool = False
+    places: frozenset[int] = frozenset({1, 2, 3})
     _numbers: int = field(default=0, init=False)
 
     def evidence(self) -> Evidence:
@@ -100,9 +104,11 @@ class Round:
         rows: list[BookingRow] = []
         changes: list[Change] = []
         for told in self.claims:
-            history.wishes[told.claim] = Wish(told.claim, told.people, (told.pool,), told.together, waitlist=True)
-            history.senders[told.claim] = 0
-            history.operations.extend(told.operations)
+            if told.asks:
+                people, choices = told.wished or told.people, told.choices or (told.pool,)
+                history.wishes[told.claim] = Wish(told.claim, people, choices, told.together, waitlist=True)
+                history.senders[told.claim] = 0
+                history.operations.extend(told.operations)
             for position, (person, place) in enumerate(zip(told.people, told.places, strict=True)):
                 if not told.rows:
                     continue
@@ -132,7 +138,7 @@ class Round:
         )
         return Evidence(
             pools=[
-                Pool(POOL, 0, frozenset({1, 2, 3}), 100.0, 200.0, fills=self.fills),
+                Pool(POOL, 0, self.places, 100.0, 200.0, fills=self.fills),
                 Pool(SAME_HOUR, 1, frozenset({1, 2, 3}), 150.0, 250.0, fills=False),
                 Pool(LATER, 2, frozenset({1, 2, 3}), 300.0, 400.0, fills=False),
             ],
@@ -191,6 +197,11 @@ _AGAIN_ELSEWHERE = replace(
 _REFUSED_AFTER = replace(_TWICE, heard=[_TWICE.operation("confirmed", 201), _TWICE.operation("claim_void", 409, 2.0)])
 _FINAL_NO = replace(_TWICE, heard=[_TWICE.operation("sold_out", 409, final=True)])
 _VOID = replace(_TWICE, heard=[_TWICE.operation("claim_void", 409)])
+_LIMIT = replace(_TWICE, heard=[_TWICE.operation("limit_reached", 409)])
+_GIVES_BACK = replace(
+    _TWICE,
+    heard=[_TWICE.operation("confirmed", 201), _TWICE.operation("200", 200, 2.0, kind=Kind.CANCEL, seats=())],
+)
 _BROKE = replace(_TWICE, heard=[_TWICE.operation("confirmed", 201), _TWICE.operation("internal_error", 500, 2.0)])
 _NEWCOMER = Told(C, ("cid",), places=(2,), at_s=2.0)
 
@@ -228,6 +239,14 @@ CASES: Final[dict[str, tuple[str, Round]]] = {
     "two places at one hour": ("limits_hold", Round([Told(A), Told(B, pool=SAME_HOUR)])),
     "a yes that is nowhere": ("every_yes_is_kept", Round([Told(A, rows=False)])),
     "a yes for another place": ("every_yes_is_kept", Round([Told(A)], [(f"{A}/0", "confirmed", 2)])),
+    "a waiter whom somebody sent away": (
+        "every_yes_is_kept",
+        Round([waiter(A, "ann", 1)], [(f"{A}/0", "cancelled", None)]),
+    ),
+    "booked and never asked for": ("nothing_else_is_booked", Round([replace(Told(A), asks=False)])),
+    "a stranger booked": ("nothing_else_is_booked", Round([replace(Told(A), wished=("bob",))])),
+    "booked where nobody wanted": ("nothing_else_is_booked", Round([replace(Told(A), choices=(LATER,))])),
+    "booked over the limit that was named": ("a_final_no_is_final", Round([_LIMIT])),
     "a yes that somebody took away": ("every_yes_is_kept", Round([Told(A)], [(f"{A}/0", "cancelled", 1)])),
     "booked after a final no": ("a_final_no_is_final", Round([_FINAL_NO])),
     "booked under a void id": ("a_final_no_is_final", Round([_VOID])),
@@ -239,6 +258,17 @@ CASES: Final[dict[str, tuple[str, Round]]] = {
     "the gate knows somebody else": ("gate_and_postgresql_agree", Round([Told(A)], seen=_knows_somebody_else)),
     "a place is left": ("no_place_leaks", Round([Told(A)], free={0: {2}, 1: set(), 2: set()}, fills=True)),
     "sold out too early": ("sold_out_means_sold_out", Round([told_sold_out(A)])),
+    "sold out long after it was given back": (
+        "sold_out_means_sold_out",
+        Round(
+            [
+                _GIVES_BACK,
+                replace(told_sold_out(B), at_s=20.0, heard=[Told(B).operation("sold_out", 409, 20.0, final=True)]),
+            ],
+            [(f"{A}/0", "cancelled", 1)],
+            places=frozenset({1}),
+        ),
+    ),
     "a later waiter first": (
         "waiting_order_is_kept",
         Round([waiter(A, "ann", 1), waiter(B, "bob", 2)], [(f"{B}/0", "confirmed", 1)]),
