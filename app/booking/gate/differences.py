@@ -12,6 +12,7 @@ told, a place parked for nobody) the sweep finishes. Where the two contradict ea
 import asyncio
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, NamedTuple, Protocol
@@ -134,8 +135,13 @@ async def compare(links: Links, database: asyncpg.Pool, release_id: UUID, settin
         database_side.epoch,
         None if gate is None else gate.epoch,
         tuple(_figures(gate, database_side, pool) for pool in database_side.pools),
-        tuple(sorted(stayed, key=lambda difference: (difference.ordinal or -1, difference.name, difference.sentence))),
+        tuple(sorted(stayed, key=_place_in_the_list)),
     )
+
+
+def _place_in_the_list(difference: Difference) -> tuple[int, str, str]:
+    """Return by what differences are sorted: what is about no pool first, then pool by pool."""
+    return -1 if difference.ordinal is None else difference.ordinal, difference.name, difference.sentence
 
 
 def differences_of(gate: GateSide | None, database: DatabaseSide) -> Iterator[Difference]:
@@ -364,10 +370,27 @@ class _Comparing:
                 sentence = f"place {place} is free, and was not handed to those who wait ({len(waiters)})."
                 mend = Mend.SWEEP if is_parked else Mend.REBUILD
                 yield differs("place_not_handed_over", sentence, *seen, waiters, mend=mend)
+        yield from self._places_of_nobody(pool, expected, differs)
+
+    def _places_of_nobody(self, pool: PoolRow, expected: "_Expected", differs: "_Differs") -> Iterator[Difference]:
+        gate, ordinal = self._gate, pool.ordinal
+        for place in _numbers_in(gate.free_maps[ordinal], but=pool.places):
+            sentence = f"place {place} is free in the gate, and is none of those that it gives out."
+            yield differs("place_unknown", sentence, place)
         for (where, place), count in gate.ahead.items():
             if where == ordinal and ordinal not in self._moving_pools:
                 sentence = f"the gate waits for {count} more to give place {place} back, and all have."
                 yield differs("place_ahead", sentence, place, count, expected.past(ordinal, place))
+
+
+def _numbers_in(free_map: bytes, *, but: AbstractSet[int]) -> list[int]:
+    """Return the numbers whose bits are set in a map, without these."""
+    rest = bytearray(free_map)
+    for number in but:
+        if number >> 3 < len(rest):
+            # Redis counts bits from the most significant of each byte.
+            rest[number >> 3] &= ~(0x80 >> (number & 7))
+    return [8 * at + bit for at, byte in enumerate(rest) if byte for bit in range(8) if byte & 0x80 >> bit]
 
 
 class _Differs(Protocol):

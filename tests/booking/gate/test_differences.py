@@ -116,6 +116,21 @@ async def _a_free_place_lost(town: Town) -> set[str]:
     return {f"place {place} is not free in the gate, and nobody holds it", "counts 1 free places"}
 
 
+async def _a_place_that_is_kept_for_walk_ins(town: Town) -> set[str]:
+    """Count and map agree, and with the holders they come to as many places as there are: one is another's."""
+    (free,) = (await seen_in_redis(town.redis, town.made)).state.free[0]
+    walk_in = CAPACITY + 1
+    await town.db.execute(
+        "INSERT INTO place (pool_id, place_no, lane) VALUES ($1, $2, 'walk_in')", town.made.pools[0], walk_in
+    )
+    await command(town.redis, "SETBIT", town.keys.free_map(0), free, 0)
+    await command(town.redis, "SETBIT", town.keys.free_map(0), walk_in, 1)
+    return {
+        f"place {free} is not free in the gate, and nobody holds it",
+        f"place {walk_in} is free in the gate, and is none of those that it gives out",
+    }
+
+
 async def _a_lost_claim(town: Town) -> set[str]:
     await command(town.redis, "HDEL", town.keys.claims, town.claims[0].bytes)
     return {f"Claim {town.claims[0]}: PostgreSQL holds it (confirmed, place {await town.place_of(0)} in “pool”"}
@@ -255,6 +270,7 @@ CONTRADICTIONS: dict[str, Callable[[Town], Awaitable[set[str]]]] = {
     for damage in (
         _a_held_place_set_free,
         _a_free_place_lost,
+        _a_place_that_is_kept_for_walk_ins,
         _a_lost_claim,
         _a_lost_person,
         _a_wrong_account,
