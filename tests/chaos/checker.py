@@ -219,7 +219,10 @@ def sold_out_means_sold_out(evidence: Evidence) -> Found:
             ended_s = operation.ended_s + _SLACK_SECONDS
             for pool_id in story.wish.choices:
                 untouched = _free_through(evidence, pool_id, Span(-inf, ended_s))
-                free = _free_through(evidence, pool_id, Span(operation.started_s - _NEWS_SECONDS_MAX, ended_s))
+                lately = Span(operation.started_s - _NEWS_SECONDS_MAX, ended_s)
+                # A place that is given back while somebody waits is on its way to them.
+                on_its_way = any(lately.meets(waited) for waited in evidence.waited_spans.get(pool_id, ()))
+                free = 0 if on_its_way else _free_through(evidence, pool_id, lately)
                 if untouched >= needed or free >= needed:
                     what = f"{untouched} places never taken and {free} free for {_NEWS_SECONDS_MAX:.0f} s"
                     yield Violation(
@@ -228,9 +231,7 @@ def sold_out_means_sold_out(evidence: Evidence) -> Found:
 
 
 def _free_through(evidence: Evidence, pool_id: str, span: Span) -> int:
-    """Count the places of a pool that nobody had for all of a span, in which nobody waited for one either."""
-    if any(span.meets(waited) for waited in evidence.waited_spans.get(pool_id, ())):
-        return 0
+    """Count the places of a pool that nobody had for all of a span."""
     held = evidence.held_spans.get(pool_id, {})
     return sum(not any(span.meets(other) for other in held.get(n, ())) for n in evidence.pool[pool_id].places)
 

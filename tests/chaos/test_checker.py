@@ -258,6 +258,10 @@ CASES: Final[dict[str, tuple[str, Round]]] = {
     "the gate knows somebody else": ("gate_and_postgresql_agree", Round([Told(A)], seen=_knows_somebody_else)),
     "a place is left": ("no_place_leaks", Round([Told(A)], free={0: {2}, 1: set(), 2: set()}, fills=True)),
     "sold out too early": ("sold_out_means_sold_out", Round([told_sold_out(A)])),
+    "sold out too early, though somebody waits": (
+        "sold_out_means_sold_out",
+        Round([told_sold_out(A), waiter(B, "bob", 1)]),
+    ),
     "sold out long after it was given back": (
         "sold_out_means_sold_out",
         Round(
