@@ -5,10 +5,12 @@ import re
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import get_args
 
 import httpx2
 import pytest
 
+from app.booking.gate.errors import FenceCause
 from app.booking.gate.keys import EpochKeys
 from app.core.settings import host_and_port
 from tests.booking.gate.agreement import command
@@ -73,6 +75,20 @@ def phones(server: Server, made: MadeRelease, count: int) -> list[Phone]:
         return [Phone.with_pass(at.signer, made) for _ in range(count)]
 
     return inside(server, with_passes)
+
+
+def test_what_has_not_happened_yet_stands_at_nought(numbers: Callable[[], dict[str, float]]) -> None:
+    now = numbers()
+    for name, label, values in (
+        ("fences_closed", "cause", get_args(FenceCause)),
+        ("swept", "what", ("claims_released", "claims_confirmed", "places_handed_over", "news_told")),
+        ("claims_in_doubt_settled", "fate", ("booked", "not_booked")),
+        ("unavailable_answers", "code", ("busy", "rebuilding", "gate_unreachable", "unavailable")),
+        ("claims_written", "outcome", ("in", "place_taken", "person_booked", "differs")),
+    ):
+        for value in values:
+            assert f'clocktower_{name}_total{{{label}="{value}"}}' in now
+    assert now["clocktower_rebuilds_failed_total"] == 0
 
 
 def test_claims_are_counted_by_outcome_over_all_processes(
