@@ -81,7 +81,7 @@ def _look(data_dir: Path) -> Iterator[Finding]:
         findings = with_engine(settings, lambda engine: _look_at_postgres(settings, engine))
         yield from findings
         if all(finding.is_well for finding in [*redis, *findings]):
-            yield from with_engine(settings, lambda engine: _look_at_releases(settings, engine))
+            yield from with_engine(settings, lambda engine: _look_at_releases(settings, engine, data_dir))
     except Refusal as refusal:
         yield Finding(is_well=False, sentence=str(refusal), mend="start it, or correct the variable")
 
@@ -269,15 +269,15 @@ def _switch_on(name: str) -> str:
     )
 
 
-async def _look_at_releases(settings: Settings, engine: AsyncEngine) -> list[Finding]:
+async def _look_at_releases(settings: Settings, engine: AsyncEngine, data_dir: Path) -> list[Finding]:
     async with servers(settings, engine) as at:
         chosen = await all_in_use(at)
         # Each that differs is watched for some seconds.
-        findings = await asyncio.gather(*(_look_at_release(at, release_id) for release_id in chosen))
+        findings = await asyncio.gather(*(_look_at_release(at, release_id, data_dir) for release_id in chosen))
     return [*findings] or [Finding(is_well=True, sentence="No published release is in use.")]
 
 
-async def _look_at_release(at: Servers, release_id: UUID) -> Finding:
+async def _look_at_release(at: Servers, release_id: UUID, data_dir: Path) -> Finding:
     comparison = await at.gate.compare(release_id)
     if comparison is None:
         return Finding(is_well=True, sentence=f"Release {release_id} was taken back meanwhile.")
@@ -288,7 +288,7 @@ async def _look_at_release(at: Servers, release_id: UUID) -> Finding:
         return Finding(
             is_well=False,
             sentence=f"{title} ({release_id}): {counted(comparison.differences)}. {first.sentence}{more}",
-            mend=f"clocktower reconcile {release_id}",
+            mend=surroundings.again(f"reconcile {release_id}", data_dir),
         )
     if comparison.gate_epoch is None:
         return Finding(is_well=True, sentence=f"{title}: the gate has no state yet; whoever asks first has it made.")

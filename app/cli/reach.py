@@ -2,7 +2,7 @@
 
 import asyncio
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -32,7 +32,12 @@ def _where_redis_is(settings: Settings) -> str:
 def _where(url: str) -> str:
     address = urlsplit(url)
     # Several hosts with their ports are not taken apart by `urlsplit`.
-    return f"{address.netloc.rpartition('@')[2] or 'the local socket'}{address.path}"
+    host = address.netloc.rpartition("@")[2]
+    if host:
+        return host + address.path
+    # PostgreSQL's address names the socket's directory beside the database, Redis's the socket itself.
+    directory = parse_qs(address.query).get("host", [""])[-1]
+    return f"the socket in {directory} (database {address.path[1:]})" if directory else f"the socket {address.path}"
 
 
 async def require_redis(settings: Settings) -> None:

@@ -66,9 +66,10 @@ def reconcile(data_dir: Path, release_ids: Sequence[UUID], *, dry_run: bool, reb
     differing = [release.after for release in releases if not release.after.agrees]
     if differing:
         names = " ".join(str(comparison.release_id) for comparison in differing)
+        to_mend = f"To mend: {surroundings.again(f'reconcile {names}', data_dir)}"
         raise Refusal(
             f"{len(differing)} of {len(releases)} releases differ. "
-            + (f"To mend: clocktower reconcile {names}" if dry_run else "They still do: look into the servers' logs."),
+            + (to_mend if dry_run else "They still do: look into the servers' logs."),
             exit_status=EXIT_WRONG,
         )
 

@@ -8,6 +8,7 @@ are readable by their owner only.
 import json
 import os
 import secrets
+import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,12 @@ def is_embedded() -> bool:
             "or neither to run the embedded ones."
         )
     return not given
+
+
+def again(command: str, data_dir: Path) -> str:
+    """Return a command to be pasted, for the same servers as this one."""
+    there = f" --data-dir {shlex.quote(str(data_dir))}" if data_dir != DEFAULT_DATA_DIR else ""
+    return f"clocktower {command}{there}"
 
 
 def checked_settings() -> Settings:

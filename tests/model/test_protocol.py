@@ -23,6 +23,7 @@ Tell = Callable[[Exploration], None]
         pytest.param(Left(doubts=0, rebuilds=0, returns=0), 70_000, id="a crash, and Redis lost or old"),
         pytest.param(Left(crashes=0, rebuilds=0, returns=0), 25_000, id="a doubt, and Redis lost or old"),
         pytest.param(Left(crashes=0, doubts=0, rebuilds=0), 30_000, id="a return, and Redis lost or old"),
+        pytest.param(Left(0, 1, 0, 0, 1, hang_ups=1), 5_000, id="a doubt, a return and a phone that hangs up"),
     ],
 )
 def test_every_promise_holds_in_every_order_of_events(may_happen: Left, states_min: int, tell: Tell) -> None:

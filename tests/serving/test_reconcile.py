@@ -132,9 +132,10 @@ def test_a_contradiction_is_said_in_a_dry_run_and_mended_without(
     named = f"Claim {claim_id}: PostgreSQL holds it (confirmed, place 1 in “pool”"
     status, said = said_of(server, "--dry-run")
     assert (status, named in said, "1 contradiction." in said) == (1, True, True), said
-    assert f"To mend: clocktower reconcile {release.release_id}" in said
+    again = f"clocktower reconcile {release.release_id} --data-dir {server.data_dir}"
+    assert f"To mend: {again}" in said
     status, said = said_of(server, name="doctor")
-    assert (status, named in said, f"→ clocktower reconcile {release.release_id}" in said) == (1, True, True), said
+    assert (status, named in said, f"→ {again}" in said) == (1, True, True), said
     assert epoch(server, release) == 1
     status, said = said_of(server, str(release.release_id))
     assert (status, "made anew from PostgreSQL; they agree now" in said) == (0, True), said
