@@ -22,10 +22,11 @@ from app.core.settings import ENVIRONMENT_PREFIX
 from tests.chaos.city import FAULTS_OF_A_CITY, City
 from tests.chaos.engines import SmallDisk, Template
 from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.report import print_table, print_trouble, summary, told, violations_in, write_json
+from tests.chaos.report import print_storms, print_table, print_trouble, summary, told, violations_in, write_json
 from tests.chaos.rounds import Outcome, play
 
 _REPORT: Final = Path("build/chaos.json")
+_REPORT_ON_A_PART: Final = Path("build/chaos-part.json")
 _REPORT_ON_A_CITY: Final = Path("build/chaos-city.json")
 # How often a round is played again in which the fault found nothing to strike.
 _TRIES_MORE: Final = 3
@@ -75,9 +76,12 @@ def main(
     raise_file_limit()
     outcomes: list[Outcome] = []
     rounds = rounds or len(chosen)
-    report = json or (_REPORT_ON_A_CITY if places else _REPORT)
+    # A run of some faults, or of one round, leaves the report of a whole run alone.
+    is_whole = not only and not only_round
+    report = json or (_REPORT_ON_A_CITY if places else _REPORT if is_whole else _REPORT_ON_A_PART)
     status = _run(chosen, outcomes, console, seed=seed, rounds=rounds, only_round=only_round, places=places)
     print_table(outcomes, console)
+    print_storms(outcomes, console)
     write_json(report, seed, outcomes)
     again = f"make chaos SEED={seed} ROUNDS={rounds}" + (f' ARGS="--places {places}"' if places else "")
     console.print(f"Everything: {report}  Again: {again}", highlight=False, soft_wrap=True)

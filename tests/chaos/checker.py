@@ -17,7 +17,7 @@ from tests.chaos.evidence import BookingRow, Change, Evidence, Span
 
 # What one fault may cost a release of 300 places, in seconds after it is over.
 UNAVAILABLE_SECONDS_MAX: Final = 3.0
-# How soon after a storm everything is as before, and by how much a web worker may grow in one.
+# How soon after a storm everything is as before, and by how much a process may grow in one.
 BACK_SECONDS_MAX: Final = 2.0
 GROWTH_MIB_MAX: Final = 150.0
 # The phones' clock and PostgreSQL's are the same; a line is written a moment after its time was read.
@@ -347,9 +347,10 @@ def overload_is_bounded(evidence: Evidence) -> Found:
         yield Violation(f"the storm was answered with {sorted(unexpected)}")
     if strain.without_retry_after:
         yield Violation(f"{strain.without_retry_after} of the storm were sent away without Retry-After")
-    grown_mib = strain.memory_mib - strain.memory_before_mib
-    if grown_mib > GROWTH_MIB_MAX:
-        yield Violation(f"a web worker grew by {grown_mib:.0f} MiB, to {strain.memory_mib:.0f}")
+    for kind, mib in strain.memory_mib.items():
+        grown_mib = mib - strain.memory_before_mib.get(kind, 0.0)
+        if grown_mib > GROWTH_MIB_MAX:
+            yield Violation(f"{kind}: grew by {grown_mib:.0f} MiB, to {mib:.0f}")
     if strain.failed_checks:
         yield Violation(f"{strain.failed_checks} of {strain.checks} health checks failed")
     if strain.failed_retries:

@@ -111,7 +111,7 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class Strain:
-    """What a storm did to the service. Memory is the most that a web worker had, before it and in the whole round.
+    """What a storm did to the service. Memory is the most that one of a kind had, before it and in the whole round.
 
     `back_s` is how long after its end a health check was slow or wrong for the last time. Retries are claims of winners
     that were sent again in the storm.
@@ -121,8 +121,8 @@ class Strain:
     connections: int
     answers: Mapping[int, int]
     without_retry_after: int
-    memory_before_mib: float
-    memory_mib: float
+    memory_before_mib: Mapping[str, float]
+    memory_mib: Mapping[str, float]
     checks: int
     failed_checks: int
     slowest_check_s: float

@@ -98,6 +98,33 @@ def print_table(outcomes: Sequence[Outcome], console: Console) -> None:
             print_trouble(outcome, console)
 
 
+def print_storms(outcomes: Sequence[Outcome], console: Console) -> None:
+    """Print what each storm did to the service: the worst of its rounds."""
+    storms = [(outcome.fault, outcome.strain) for outcome in outcomes if outcome.strain is not None]
+    if not storms:
+        return
+    kinds = list(storms[0][1].memory_mib)
+    table = Table(title="Storms: memory in MiB, before and at most", title_justify="left", box=None, pad_edge=False)
+    for name in ("storm", "sent", "answers", "slowest check", "back after", *kinds):
+        table.add_column(name, justify="left" if name == "storm" else "right")
+    for name in dict(storms):
+        theirs = [strain for fault, strain in storms if fault == name]
+        memory = [
+            f"{max(one.memory_before_mib.get(kind, 0.0) for one in theirs):.0f} → "
+            f"{max(one.memory_mib.get(kind, 0.0) for one in theirs):.0f}"
+            for kind in kinds
+        ]
+        table.add_row(
+            name,
+            f"{sum(one.sent for one in theirs):,}",
+            f"{sum(sum(one.answers.values()) for one in theirs):,}",
+            f"{max(one.slowest_check_s for one in theirs):.2f} s",
+            f"{max(one.back_s for one in theirs):.2f} s",
+            *memory,
+        )
+    console.print(table)
+
+
 def print_trouble(outcome: Outcome, console: Console) -> None:
     """Print what broke in one round."""
     console.print(f"Round {outcome.number} ({outcome.fault}):", style="bold red", highlight=False)

@@ -83,6 +83,17 @@ class Stand:
             return process
         raise LookupError("no background worker runs")
 
+    def everybody(self) -> Mapping[str, Sequence[psutil.Process]]:
+        """Return all processes of the service and its engines that live, by what they are."""
+        valkeys = [engine.pid for engine in (self.plant.valkey, self.plant.second_valkey)]
+        return {
+            "web worker": self.webs(),
+            "background worker": self._children("worker"),
+            "serve": [psutil.Process(self.server.pid)],
+            "Valkey": [psutil.Process(pid) for pid in valkeys if pid is not None and psutil.pid_exists(pid)],
+            "PostgreSQL, a process": self.plant.postgres_family(),
+        }
+
     def _children(self, word: str) -> Sequence[psutil.Process]:
         found: list[psutil.Process] = []
         for process in psutil.Process(self.server.pid).children():

@@ -143,7 +143,7 @@ def test_a_run_that_is_stopped_says_so_keeps_what_it_has_and_leaves_nothing(
         process.wait()
     assert process.returncode == INTERRUPTED
     assert "It was interrupted." in said
-    assert len(json.loads((tmp_path / "build" / "chaos.json").read_text("utf-8"))["rounds"]) == 1
+    assert len(json.loads((tmp_path / "build" / "chaos-part.json").read_text("utf-8"))["rounds"]) == 1
     _, alive = psutil.wait_procs(family, timeout=WAIT_SECONDS_MAX)
     assert not alive
     # Nor what was only being started.

@@ -1,6 +1,7 @@
 """Looks at the service from outside all through a round: how much memory its processes have, and its health checks."""
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Final
@@ -26,11 +27,11 @@ class Check:
 
 @dataclass(slots=True)
 class Watch:
-    """What was seen. `memory_mib` is the most that any web worker had, before the fault and in the whole round."""
+    """What was seen. Memory is in MiB, the most that one of its kind had: before the fault, and in the whole round."""
 
     checks: list[Check] = field(default_factory=list[Check])
-    memory_before_mib: float = 0.0
-    memory_mib: float = 0.0
+    memory_before_mib: dict[str, float] = field(default_factory=dict[str, float])
+    memory_mib: dict[str, float] = field(default_factory=dict[str, float])
 
     async def keep(self, stand: Stand) -> None:
         """Look until cancelled."""
@@ -40,15 +41,15 @@ class Watch:
 
     def begins(self) -> None:
         """Note that what was seen until now is how it is when nothing is wrong."""
-        self.memory_before_mib = self.memory_mib
+        self.memory_before_mib = dict(self.memory_mib)
 
     async def _weigh(self, stand: Stand) -> None:
         while True:
-            for process in stand.webs():
-                try:
-                    self.memory_mib = max(self.memory_mib, process.memory_info().rss / _MIB)
-                except psutil.NoSuchProcess:
-                    continue
+            for kind, processes in stand.everybody().items():
+                for process in processes:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        mib = process.memory_info().rss / _MIB
+                        self.memory_mib[kind] = max(self.memory_mib.get(kind, 0.0), mib)
             await asyncio.sleep(_LOOK_EVERY_SECONDS)
 
     async def _ask(self, address: str) -> None:
