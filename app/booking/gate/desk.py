@@ -14,9 +14,10 @@ import structlog
 
 from app.booking.gate.admission import Order
 from app.booking.gate.errors import GateUnreachable
-from app.booking.gate.gate import Availability, Caller, Decided, Gate, Outcome
+from app.booking.gate.gate import Gate
 from app.booking.gate.limits import AccountLimit
 from app.booking.gate.orders import OrderBook, id_bytes
+from app.booking.gate.outcomes import Availability, Caller, Decided, Outcome
 from app.booking.gate.passes import Pass, PassSigner
 from app.booking.gate.records import PoolCounts
 from app.booking.gate.rooms import Room

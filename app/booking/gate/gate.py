@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Final, NamedTuple, assert_never, cast
+from typing import Final, assert_never, cast
 from uuid import UUID
 
 import asyncpg
-import msgspec
 import structlog
 from redis.exceptions import RedisError
 
@@ -21,6 +20,7 @@ from app.booking.gate.keys import BALLAST_FIELD
 from app.booking.gate.ledger import Verdict
 from app.booking.gate.link import ms_of_time
 from app.booking.gate.nodes import Nodes
+from app.booking.gate.outcomes import Availability, Caller, Decided, Outcome, Pending, PoolView
 from app.booking.gate.rebuild import suspend
 from app.booking.gate.records import ClaimRecord, PoolCounts
 from app.booking.gate.refusals import SOLD_OUT, SOLD_OUT_LETTER, refusal_of
@@ -43,48 +43,6 @@ _LINKS: Final = 4
 _JUDGED_AGAIN_LIMIT: Final = 3
 # With these the script has refused a claim, and nothing is left to do but to say so.
 _FINAL_LETTERS: Final = frozenset("GFUNZLXM")
-
-
-class Decided(NamedTuple):
-    """The claim is in PostgreSQL. `repeated`: it was before this request."""
-
-    release: Release
-    record: ClaimRecord
-    repeated: bool
-
-
-class Pending(NamedTuple):
-    """The claim was admitted; whether PostgreSQL has it is not known yet."""
-
-    retry_after_ms: int
-
-
-# What came of a claim.
-Outcome = Decided | Pending | Problem
-
-
-# Made for each claim.
-class Caller(msgspec.Struct, frozen=True):
-    """Who makes a claim: `tell` hears what came of it, once, and must not raise; nor must `has_hung_up`."""
-
-    tell: Callable[[Outcome], None]
-    has_hung_up: HasHungUp
-
-
-class PoolView(NamedTuple):
-    """The counts of one pool as they were at one instant."""
-
-    pool_id: UUID
-    counts: PoolCounts
-
-
-class Availability(NamedTuple):
-    """What is left of a release, as it was at `as_of_ms`. `version` grows with every change within an epoch."""
-
-    release: Release
-    as_of_ms: int
-    version: int
-    pools: tuple[PoolView, ...]
 
 
 class Gate:
