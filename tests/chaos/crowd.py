@@ -37,8 +37,8 @@ _LATE_SHARE: Final = 0.3
 _BURST_SECONDS: Final = 0.3
 _LATE_SECONDS: Final = 4.0
 _WANTS_BOTH_SHARE: Final = 0.3
-# Of those who hear nothing: who does not ask again while the crowd is there.
-_GIVES_UP_SHARE: Final = 0.3
+# Of those who hear nothing: who does not ask again while the crowd is there, unless told otherwise.
+GIVES_UP_SHARE: Final = 0.3
 _RETRY_TRIES: Final = 3
 _REFUSED: Final = 400
 _BUSY: Final = frozenset({429, 503})
@@ -84,7 +84,16 @@ class Probes:
 class Crowd:
     """Everybody who wants something of one release."""
 
-    def __init__(self, network: Network, made: MadeRelease, keys: Keys, rng: random.Random) -> None:
+    def __init__(
+        self,
+        network: Network,
+        made: MadeRelease,
+        keys: Keys,
+        rng: random.Random,
+        *,
+        gives_up_share: float = GIVES_UP_SHARE,
+    ) -> None:
+        self._gives_up_share = gives_up_share
         self._network = network
         self._made = made
         self._keys = keys
@@ -184,7 +193,7 @@ class Crowd:
                 refused += 1
                 if refused > _ASKS_AGAIN_MAX or self.is_over.is_set():
                     return True
-            elif self.is_over.is_set() or (said.status == 0 and rng.random() < _GIVES_UP_SHARE):
+            elif self.is_over.is_set() or (said.status == 0 and rng.random() < self._gives_up_share):
                 # Nobody asks any more; the claim may have got a place all the same.
                 self._doubtful[wish.claim_id] = parent
                 return False
@@ -206,7 +215,7 @@ class Crowd:
             said = await self._ask(Kind.CANCEL, parent, phone, wish.claim_id, message)
             known = said.status in _GIVEN_BACK or (said.status >= _REFUSED and said.status not in _BUSY)
             # Some never look whether it went through.
-            if known or self.is_over.is_set() or (said.status == 0 and rng.random() < _GIVES_UP_SHARE):
+            if known or self.is_over.is_set() or (said.status == 0 and rng.random() < self._gives_up_share):
                 return
             await self._pause(rng.uniform(0.1, _WAIT_SECONDS_MAX))
 

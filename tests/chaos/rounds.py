@@ -181,7 +181,7 @@ async def _rush(stand: Stand, fault: Fault, rng: random.Random, outcome: Outcome
     # Its own: the crowd draws as often as the machine lets it.
     chance = random.Random(rng.getrandbits(64))
     async with Network(stand.address) as network:
-        crowd = Crowd(network, stand.made, stand.keys, rng)
+        crowd = Crowd(network, stand.made, stand.keys, rng, gives_up_share=fault.gives_up_share)
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(watch.keep(stand))
             burst_s = rng.uniform(*_BURST_SECONDS)

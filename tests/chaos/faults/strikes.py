@@ -9,6 +9,7 @@ from typing import Final
 
 import psutil
 
+from tests.chaos.crowd import GIVES_UP_SHARE
 from tests.chaos.engines import freeze, thaw
 from tests.chaos.stand import Stand
 from tests.chaos.storm import Heard
@@ -44,7 +45,8 @@ Play = Callable[[Stand, random.Random, Strike], Awaitable[None]]
 class Fault:
     """One thing that can break. `seam` is opened in the service's processes for the whole round.
 
-    `settings` are the service's in this round, besides those of every round.
+    `settings` are the service's in this round, besides those of every round. `gives_up_share` of those who hear nothing
+    do not ask again.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Fault:
     seam: str = ""
     on_a_small_disk: bool = False
     settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    gives_up_share: float = GIVES_UP_SHARE
 
 
 async def frozen(processes: list[psutil.Process], seconds: float, strike: Strike) -> None:

@@ -64,5 +64,7 @@ async def nothing(_stand: Stand, _rng: random.Random, strike: Strike) -> None:
 
 def crashing(name: str, what: str, point: str, *, after: Play | None = None) -> Fault:
     """Return a fault in which a process dies at a crash point."""
-    seam = f"{point}+before_the_commit" if after is leave_orphans else point
-    return Fault(name, what, crash(point, after=after), seam)
+    if after is leave_orphans:
+        # A claim that its phone asks about again is no orphan.
+        return Fault(name, what, crash(point, after=after), f"{point}+before_the_commit", gives_up_share=1.0)
+    return Fault(name, what, crash(point, after=after), point)
