@@ -118,8 +118,9 @@ class ProblemProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Let the request begin."""
         self.refuse_unread_body()
-        self._in_head, self._in_body = False, True
+        self._in_head = False
         super().on_headers_complete()
+        self._in_body = True
 
     def on_message_complete(self) -> None:
         """Let the request have its end."""
