@@ -9,8 +9,9 @@ from tests.chaos.engines import kill
 from tests.chaos.faults.strikes import Fault, Play, Strike, frozen
 from tests.chaos.stand import PAUSE_SECONDS, Stand
 
-# A crash point that nobody passes within this time was not struck. Orphans are swept after their deadline.
-_CRASH_SECONDS_MAX: Final = PAUSE_SECONDS + 2.0
+# A crash point that nobody passes within this time was not struck. Orphans are swept after their deadline, and a state
+# of a million places takes seconds to make.
+_CRASH_SECONDS_MAX: Final = PAUSE_SECONDS + 16.0
 _LOOK_EVERY_SECONDS: Final = 0.005
 
 
