@@ -150,23 +150,23 @@ async def read_release(link: Link, release_id: UUID) -> Release | None:
     return Release.from_meta(meta) if meta.get(b"identity") == link.identity.encode() else None
 
 
-class Known(NamedTuple):
+class Census(NamedTuple):
     """What a state in force knows: how many claims, and which of them are still on their way to PostgreSQL."""
 
     claims: int
     pending: Sequence[UUID]
 
 
-async def read_known(link: Link, release: Release) -> Known:
+async def take_census(link: Link, release: Release) -> Census:
     """Return what the state of a release knows at this moment."""
     keys = release.keys
     *_, both = await link.commands([["MULTI"], ["HLEN", keys.claims], ["ZRANGE", keys.pending, 0, -1], ["EXEC"]])
     claims, pending = cast("tuple[int, list[bytes]]", both)
-    return Known(claims, [id_of(claim) for claim in pending])
+    return Census(claims, [id_of(claim) for claim in pending])
 
 
 async def accounted_for(
-    database: asyncpg.Pool, release: Release, known: Known, *, timeout_seconds: float
+    database: asyncpg.Pool, release: Release, known: Census, *, timeout_seconds: float
 ) -> tuple[bool, datetime]:
     """Tell whether PostgreSQL, and what is on its way there, account for what a state knew; and since when it runs.
 

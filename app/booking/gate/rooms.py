@@ -24,7 +24,7 @@ from app.booking.gate.database import borrowed
 from app.booking.gate.ledger import Ledger, Verdict, Winner
 from app.booking.gate.link import Links
 from app.booking.gate.nodes import Nodes
-from app.booking.gate.rebuild import Because, Known, accounted_for, read_known, read_release, rebuild
+from app.booking.gate.rebuild import Because, Census, accounted_for, read_release, rebuild, take_census
 from app.booking.gate.settlement import Settlement
 from app.booking.gate.state import Release
 from app.core import metrics
@@ -228,11 +228,11 @@ class Rooms:
         release = None
         try:
             links = await self._nodes.of(release_id)
-            known: Known | None = None
+            known: Census | None = None
             async with links.lend() as link:
                 release = await read_release(link, release_id)
                 if release is not None:
-                    known = await read_known(link, release)
+                    known = await take_census(link, release)
             # The link is given back by now: PostgreSQL may take its time, and the others need none of it.
             if release is not None and known is not None and await self._knows_more(release, known):
                 metrics.FENCES.labels("contradiction").inc()
@@ -250,7 +250,7 @@ class Rooms:
         self._condemned.pop(release_id, None)
         return room
 
-    async def _knows_more(self, release: Release, known: Known) -> bool:
+    async def _knows_more(self, release: Release, known: Census) -> bool:
         """Tell whether PostgreSQL was set back since this state was built; where it is away, nobody can tell.
 
         Those who lose must be answered all the same, and soon. Once it is there, every room is entered anew.
@@ -284,7 +284,6 @@ class Rooms:
             metrics.REBUILDS_FAILED.inc()
             raise
         log.info("gate_rebuilt", release=str(release_id), epoch=release.epoch)
-        self._is_unsure |= self._postgres_since is None
         return release, links
 
     def _leave_what_has_moved(self) -> None:
