@@ -20,8 +20,9 @@ env: $(STAMP) ## Make the environment in .venv/, with the command .venv/bin/cloc
 demo: $(STAMP) ## Show the main job, then go on serving (ARGS=--exit ends after the verdict).
 	@$(BIN)/clocktower demo $(ARGS)
 
+# Two processes, each with engines of its own; a file stays in one of them. ARGS="-n 0" takes one process, which --pdb needs.
 test: $(STAMP) ## Run every test, against real PostgreSQL and Valkey (ARGS=… goes to pytest).
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP) ## Check style, types, imports, migrations and the lock file.
 	$(BIN)/ruff check

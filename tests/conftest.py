@@ -48,16 +48,19 @@ TEMPLATE: Final = "clocktower_template"
 SERVER_START_SECONDS: Final = 20.0
 
 _OWN_DIRECTORY: Final = pytest.StashKey[Path]()
+_KEPT_DIRECTORY: Final = pytest.StashKey[Path]()
 
 _numbers = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give a run of root's a directory that no other run closes.
+    """Let a run be interrupted, and give one of root's a directory that no other run closes.
 
-    The engines run as another user then, who has to get through to their data; pytest's own directory is closed to
+    A shell has what it runs in the background ignore Ctrl-C, and so would all that the tests start.
+    Root's engines run as another user, who has to get through to their data; pytest's own directory is closed to
     everybody else whenever a run begins.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.geteuid() == 0 and not config.option.basetemp:
         own = Path(tempfile.mkdtemp(prefix="clocktower-tests-"))
         own.chmod(0o711)
@@ -65,19 +68,25 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_OWN_DIRECTORY] = own
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Remove that directory, unless something failed that it may explain."""
+    """Keep that directory if something failed that it may explain."""
     own = session.config.stash.get(_OWN_DIRECTORY, None)
-    if own is not None and exitstatus not in {pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED}:
-        shutil.rmtree(own)
+    if own is not None and exitstatus in {pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED}:
+        session.config.stash[_KEPT_DIRECTORY] = own
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say where it is, if it is kept."""
+    kept = config.stash.get(_KEPT_DIRECTORY, None)
+    if kept is not None:
+        terminalreporter.write_line(f"What the tests wrote is kept in {kept}")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove it otherwise, also where pytest was only asked for its help."""
     own = config.stash.get(_OWN_DIRECTORY, None)
-    if own is not None and own.exists():
-        terminalreporter.write_line(f"What the tests wrote is kept in {own}")
+    if own is not None and _KEPT_DIRECTORY not in config.stash:
+        shutil.rmtree(own)
 
 
 class SignIn(Protocol):
@@ -116,12 +125,6 @@ def _logs_tell_no_secrets(tmp_path_factory: pytest.TempPathFactory) -> Generator
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Read what the processes of a test wrote to where it writes itself."""
     LOG_WATCH.read(report.capstderr, f"{report.nodeid}: standard error")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _can_be_interrupted() -> None:  # pyright: ignore[reportUnusedFunction] - used by pytest
-    """Let what the tests start hear Ctrl-C, though a shell has what it runs in the background ignore it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,11 +4,12 @@ They are started as `clocktower serve` starts its own. What is left out is what 
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -163,11 +164,9 @@ class Plant:
 
     def stop(self) -> None:
         """Stop everything, whatever state it is in, and leave nothing."""
-        for process in self.postgres_family():
+        for process in (*self.postgres_family(), *self.valkeys()):
             _signal(process, signal.SIGCONT)
         for engine in (self.valkey, self.second_valkey):
-            if engine.pid is not None:
-                _signal(psutil.Process(engine.pid), signal.SIGCONT)
             engine.stop()
             engine.stop_leftovers()
         if self.small_disk is not None:
@@ -181,12 +180,23 @@ class Plant:
     # What can be done to them.
 
     def postgres_family(self) -> list[psutil.Process]:
-        """Return PostgreSQL's processes, the postmaster first."""
-        pid = self.postgres.pid
-        if pid is None or not psutil.pid_exists(pid):
+        """Return PostgreSQL's processes, the postmaster first; none if it has ended, or ends at this moment."""
+        if self.postgres.pid is None:
             return []
-        postmaster = psutil.Process(pid)
-        return [postmaster, *postmaster.children(recursive=True)]
+        try:
+            postmaster = psutil.Process(self.postgres.pid)
+            return [postmaster, *postmaster.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def valkeys(self) -> Sequence[psutil.Process]:
+        """Return the processes of Valkey that live."""
+        found: list[psutil.Process] = []
+        for engine in (self.valkey, self.second_valkey):
+            if engine.pid is not None:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found.append(psutil.Process(engine.pid))
+        return found
 
     def kill_postgres(self) -> None:
         """End PostgreSQL as a crash of the machine would: the postmaster and all that it made."""

@@ -85,12 +85,11 @@ class Stand:
 
     def everybody(self) -> Mapping[str, Sequence[psutil.Process]]:
         """Return all processes of the service and its engines that live, by what they are."""
-        valkeys = [engine.pid for engine in (self.plant.valkey, self.plant.second_valkey)]
         return {
             "web worker": self.webs(),
             "background worker": self._children("worker"),
             "serve": [psutil.Process(self.server.pid)],
-            "Valkey": [psutil.Process(pid) for pid in valkeys if pid is not None and psutil.pid_exists(pid)],
+            "Valkey": self.plant.valkeys(),
             "PostgreSQL, a process": self.plant.postgres_family(),
         }
 

@@ -1,28 +1,33 @@
 """Says in the summary of a run how much of the protocol was gone through."""
 
 from collections.abc import Callable
+from typing import Final
 
 import pytest
 
 from tests.model.exploration import Exploration
 
-EXPLORED = pytest.StashKey[list[tuple[str, Exploration]]]()
+_EXPLORED: Final = "explored"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[EXPLORED] = []
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    explored = config.stash[EXPLORED]
-    if explored:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print a line for each exploration that held, whichever process of the run made it."""
+    lines = [
+        str(line)
+        for report in terminalreporter.getreports("passed")
+        for name, line in getattr(report, "user_properties", ())
+        if name == _EXPLORED
+    ]
+    if lines:
         terminalreporter.section("the seat protocol as a model")
-    for name, found in explored:
-        terminalreporter.write_line(f"{found.state_count:>9,} states, {found.rest_count:>7,} at rest: {name}")
+    for line in lines:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[Exploration], None]:
+def tell(
+    request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> Callable[[Exploration], None]:
     """Print what was found, and keep what held for the summary."""
 
     def told(found: Exploration) -> None:
@@ -30,6 +35,7 @@ def tell(request: pytest.FixtureRequest) -> Callable[[Exploration], None]:
         for number, step in enumerate(found.story, start=1):
             print(f"  {number}. {step}")  # noqa: T201 - the same
         if not found.broken:
-            request.config.stash[EXPLORED].append((request.node.callspec.id, found))
+            name = request.node.callspec.id
+            record_property(_EXPLORED, f"{found.state_count:>9,} states, {found.rest_count:>7,} at rest: {name}")
 
     return told
