@@ -129,7 +129,7 @@ def make_run_dir(layout: Layout, account: Account) -> Path:
     remove_run_dir(layout, account)
     run_dir = layout.run_path
     if not _fits(run_dir):
-        run_dir = Path(tempfile.gettempdir(), SHORT_DIRECTORY_PREFIX + secrets.token_hex(6)).absolute()
+        run_dir = _short_directory()
         # The link comes first: killed between the two, we leave nothing that the next start cannot find.
         layout.run_path.symlink_to(run_dir)
     run_dir.mkdir(mode=0o700)
@@ -147,6 +147,13 @@ def remove_run_dir(layout: Layout, account: Account) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
+
+
+def _short_directory() -> Path:
+    """Name a directory for the sockets, in `TMPDIR` where its own path is short enough."""
+    name = SHORT_DIRECTORY_PREFIX + secrets.token_hex(6)
+    preferred = Path(tempfile.gettempdir(), name).absolute()
+    return preferred if _fits(preferred) else Path("/tmp", name)  # noqa: S108 - private, and of a name drawn at random
 
 
 def _fits(run_dir: Path) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -119,3 +120,15 @@ def test_a_directory_too_long_or_too_odd_for_sockets_works_and_its_short_stand_i
         assert ping(engines.redis_url)
     assert not second_stand_in.exists()
     assert not os.path.lexists(odd_dir / "run")
+
+
+def test_where_temporary_files_have_too_long_a_path_the_sockets_go_elsewhere(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_dir = data_dir / ("long" * 25)
+    long_dir.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(long_dir))
+    with start_engines(long_dir / "data", progress=quiet) as engines:
+        stand_in = (long_dir / "data" / "run").readlink()
+        assert ping(engines.redis_url)
+    assert not stand_in.exists()
