@@ -76,7 +76,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say where it is, if it is kept."""
+    """Print what tests have recorded for the end of the run, in whichever of its processes, and what is kept of it."""
+    sections: dict[str, list[str]] = {}
+    for report in terminalreporter.getreports("passed"):
+        for name, line in report.user_properties:
+            sections.setdefault(name, []).append(str(line))
+    for name, lines in sections.items():
+        terminalreporter.section(name)
+        terminalreporter.write("".join(f"{line}\n" for line in lines))
     kept = config.stash.get(_KEPT_DIRECTORY, None)
     if kept is not None:
         terminalreporter.write_line(f"What the tests wrote is kept in {kept}")

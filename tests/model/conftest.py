@@ -7,21 +7,7 @@ import pytest
 
 from tests.model.exploration import Exploration
 
-_EXPLORED: Final = "explored"
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print a line for each exploration that held, whichever process of the run made it."""
-    lines = [
-        str(line)
-        for report in terminalreporter.getreports("passed")
-        for name, line in getattr(report, "user_properties", ())
-        if name == _EXPLORED
-    ]
-    if lines:
-        terminalreporter.section("the seat protocol as a model")
-    for line in lines:
-        terminalreporter.write_line(line)
+_SECTION: Final = "the seat protocol as a model"
 
 
 @pytest.fixture
@@ -36,6 +22,6 @@ def tell(
             print(f"  {number}. {step}")  # noqa: T201 - the same
         if not found.broken:
             name = request.node.callspec.id
-            record_property(_EXPLORED, f"{found.state_count:>9,} states, {found.rest_count:>7,} at rest: {name}")
+            record_property(_SECTION, f"{found.state_count:>9,} states, {found.rest_count:>7,} at rest: {name}")
 
     return told
