@@ -269,6 +269,23 @@ def _never_sweeps() -> None:
     Gate.sweep = sweep
 
 
+def _forgets_some_winners() -> None:
+    """Every eighth winner is never written, and nobody knows what became of it until a sweep has looked."""
+    from app.booking.gate.ledger import Ledger, Verdict, Winner
+
+    original = Ledger.commit
+
+    def commit(self: Ledger, winner: Winner) -> "asyncio.Future[Verdict]":
+        # The same one whenever it is asked for again.
+        if winner.record.claim_id.int % 8:
+            return original(self, winner)
+        unknown: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        unknown.set_result(Verdict.UNKNOWN)
+        return unknown
+
+    Ledger.commit = commit
+
+
 def _calls_every_no_final() -> None:
     """The script says "sold out" while claims are on their way."""
     asked = b"local function is_final(choice, last_choice, waitlist)\n"
@@ -351,6 +368,7 @@ SEAMS: Final[Mapping[str, Callable[[], None]]] = {
         _lets_newcomers_pass,
         _forgets_claim_ids,
         _never_sweeps,
+        _forgets_some_winners,
         _calls_every_no_final,
         _rebuilds_slowly,
         _commits_late,
