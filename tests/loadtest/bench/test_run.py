@@ -32,7 +32,8 @@ def bench(directory: Path, *arguments: str) -> Generator[subprocess.Popen[str]]:
     process = subprocess.Popen(  # noqa: S603 - our own command
         [sys.executable, "-m", "loadtest.bench", *arguments],
         cwd=directory,
-        env=settings | {"PYTHONPATH": str(ROOT), "PATH": str(directory)},
+        # What it writes, a rehearsal's log and data among it, stays in the directory.
+        env=settings | {"PYTHONPATH": str(ROOT), "PATH": str(directory), "TMPDIR": str(directory)},
         stdout=subprocess.PIPE,
         text=True,
         # A group of its own, to which Ctrl-C can be sent as a terminal does it.
