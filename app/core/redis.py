@@ -103,6 +103,8 @@ class _Cluster(RedisCluster):
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         try:
+            # While redis-py knows no node it takes any command for one without keys, and any node for the right one.
+            await self.initialize()
             return await super().execute_command(*args, **kwargs)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - untyped **kwargs
         except RedisClusterException as error:
             # No node can be reached, or none has the slot. redis-py's own kind of exception is no `RedisError`.

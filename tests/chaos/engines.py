@@ -19,7 +19,7 @@ import psutil
 
 from app.core.embedded import start_engines
 from app.core.embedded.account import Account, choose_account
-from app.core.embedded.directories import POSTGRES_SOCKET_NAME, VALKEY_SOCKET_NAME, Layout, make_run_dir
+from app.core.embedded.directories import POSTGRES_SOCKET_NAME, VALKEY_SOCKET_NAME, Layout, make_run_dir, remove_run_dir
 from app.core.embedded.postgres import ROLE, SUPERUSER, Postgres
 from app.core.embedded.valkey import Valkey
 from tests.conftest import migrate
@@ -125,6 +125,7 @@ class Plant:
         self.valkey = Valkey(self._layout, self._account, _quietly)
         self.second_valkey = Valkey(self._second_layout, self._account, _quietly)
         self._run_dir = self._layout.run_path
+        self._second_run_dir = self._second_layout.run_path
         self.small_disk: SmallDisk | None = None
 
     @property
@@ -145,7 +146,7 @@ class Plant:
     @property
     def second_valkey_socket(self) -> Path:
         """Return where the second Valkey listens, once it is started."""
-        return self._second_layout.run_path / VALKEY_SOCKET_NAME
+        return self._second_run_dir / VALKEY_SOCKET_NAME
 
     def start(self, *, on_a_small_disk: bool = False) -> None:
         """Start both with what the template holds. Raises `EngineFault`."""
@@ -176,6 +177,8 @@ class Plant:
         self.postgres.stop_leftovers()
         if self.small_disk is not None:
             self.small_disk.unmount()
+        for layout in (self._layout, self._second_layout):
+            remove_run_dir(layout, self._account)
 
     # What can be done to them.
 
@@ -225,9 +228,9 @@ class Plant:
         """Start another Valkey beside the first, empty. Raises `EngineFault`."""
         self._second_layout.data_dir.mkdir(mode=0o700)
         self._account.own(self._second_layout.data_dir)
-        run_dir = make_run_dir(self._second_layout, self._account)
-        self._account.open_the_way(run_dir, _quietly)
-        self.second_valkey.launch(run_dir)
+        self._second_run_dir = make_run_dir(self._second_layout, self._account)
+        self._account.open_the_way(self._second_run_dir, _quietly)
+        self.second_valkey.launch(self._second_run_dir)
         self.second_valkey.await_ready()
 
 

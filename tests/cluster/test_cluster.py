@@ -21,7 +21,7 @@ from app.core.settings import Settings
 from app.core.web.limits import Limiter, Policy
 from app.wechat.tokens import FetchedToken, TokenStore
 from app.worker import open_worker as open_background_worker
-from tests.booking.gate.agreement import assert_agrees, command, seen_in_redis
+from tests.booking.gate.agreement import assert_agrees, command, epoch_in_force, seen_in_redis
 from tests.booking.gate.builders import MadeRelease, Phone, epoch_of, words
 from tests.booking.gate.conftest import OpenWorker
 from tests.booking.gate.steps import admit, give_back
@@ -228,6 +228,20 @@ async def test_what_else_needs_redis_goes_on_without_one_node(
         limiter = Limiter(redis)
         gone_on += [await _allowed(limiter, caller, policy) for _ in range(2)]
     assert set(gone_on) == {True, False, None}
+
+
+async def test_the_first_command_of_a_client_goes_to_the_node_that_has_its_key(
+    db: "asyncpg.Connection[asyncpg.Record]", cluster: Cluster, settings: Settings
+) -> None:
+    lost, *others = _all(await spread(db, cluster, 1, capacity=1))
+    for node in await cluster.shard_of(await cluster.holder_of(lost)):
+        node.kill()
+    for made in others * 10:
+        client = connect_redis(settings)
+        try:
+            assert await epoch_in_force(client, made) is None
+        finally:
+            await client.aclose()
 
 
 async def _allowed(limiter: Limiter, caller: str, policy: Policy) -> bool | None:
