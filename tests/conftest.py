@@ -54,17 +54,18 @@ _numbers = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let a run be interrupted, and give one of root's a directory that no other run closes.
+    """Let a run be interrupted, and give it a directory that no other run closes, with room for a socket's name.
 
     A shell has what it runs in the background ignore Ctrl-C, and so would all that the tests start.
     Root's engines run as another user, who has to get through to their data; pytest's own directory is closed to
-    everybody else whenever a run begins.
+    everybody else whenever a run begins, and its path has the name of who runs it.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if os.geteuid() == 0 and not config.option.basetemp:
-        own = Path(tempfile.mkdtemp(prefix="clocktower-tests-"))
+    if not config.option.basetemp:
+        # Each process of a run, and each test, adds a name; sockets stand below that.
+        own = Path(tempfile.mkdtemp(prefix="ct-tests-"))
         own.chmod(0o711)
-        config.option.basetemp = str(own / "run")
+        config.option.basetemp = str(own / "r")
         config.stash[_OWN_DIRECTORY] = own
 
 

@@ -1,6 +1,7 @@
 """Owns both engines of one data directory, from the lock to the last process."""
 
 import errno
+import shutil
 import threading
 import time
 from collections import deque
@@ -127,6 +128,8 @@ class Engines:
             finally:
                 self._postgres.stop()
             remove_run_dir(self._layout, self._account)
+            # Whoever has removed the data directory meanwhile took the link to a short stand-in along.
+            shutil.rmtree(self._run_dir, ignore_errors=True)
             self._lock.release()
 
     def __enter__(self) -> Self:

@@ -132,3 +132,12 @@ def test_where_temporary_files_have_too_long_a_path_the_sockets_go_elsewhere(
         stand_in = (long_dir / "data" / "run").readlink()
         assert ping(engines.redis_url)
     assert not stand_in.exists()
+
+
+def test_a_short_stand_in_goes_though_the_data_directory_was_removed_before(data_dir: Path) -> None:
+    long_dir = data_dir / ("long" * 25)
+    with start_engines(long_dir, progress=quiet) as engines:
+        stand_in = (long_dir / "run").readlink()
+        assert ping(engines.redis_url)
+        (long_dir / "run").unlink()
+    assert not stand_in.exists()
