@@ -104,7 +104,7 @@ async def test_a_server_that_stands_still_is_felt_by_all_who_arrive_meanwhile() 
         latencies = await measured(address, every(0.01, 60), connections=1, most=1)
     assert latencies.lost == 0
     # Twenty arrive in 200 ms, and wait for 190, 180, 170, … ms; a server that catches up at once leaves no others.
-    assert latencies.all.max_ms >= STALL_SECONDS * 1e3
+    assert latencies.all.max_ms >= STALL_SECONDS * 1e3 - EARLY_MS
     ordered = sorted(slow.latency_ms for slow in latencies.slowest)
     assert len(ordered) == 20
     # The twentieth longest would be quick if the wait before the sending did not count.
@@ -114,7 +114,7 @@ async def test_a_server_that_stands_still_is_felt_by_all_who_arrive_meanwhile() 
 async def test_arrivals_do_not_wait_for_those_before_them_while_there_are_connections() -> None:
     async with serving(lambda number: STALL_SECONDS if number == 10 else 0.0) as address:
         latencies = await measured(address, every(0.01, 60))
-    assert latencies.all.max_ms >= STALL_SECONDS * 1e3
+    assert latencies.all.max_ms >= STALL_SECONDS * 1e3 - EARLY_MS
     assert latencies.all.p50_ms < STALL_SECONDS * 1e3 / 2
 
 
