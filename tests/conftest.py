@@ -61,6 +61,10 @@ def pytest_configure(config: pytest.Config) -> None:
     everybody else whenever a run begins, and its path has the name of who runs it.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "workerinput"):
+        # Of several processes the first alone hears Ctrl-C, and ends the others: each stops its engines, and a second
+        # interrupt would keep it from that.
+        os.setpgrp()
     if not config.option.basetemp:
         # Each process of a run, and each test, adds a name; sockets stand below that.
         own = Path(tempfile.mkdtemp(prefix="ct-tests-"))

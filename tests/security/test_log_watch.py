@@ -85,13 +85,14 @@ LEAKS: Final[Mapping[str, str]] = {
 }
 
 
-def _run(tests: Mapping[str, str], directory: Path) -> tuple[int, list[str]]:
-    """Run these tests, watched; return the exit status and what the watch said."""
+def _run(tests: Mapping[str, str], directory: Path, *, processes: int = 0) -> tuple[int, list[str]]:
+    """Run these tests, watched, in this many processes beside pytest's own; return the exit status and what it said."""
     inner = directory / "test_inner.py"
     # The last is for what the processes of the one before it wrote.
     written = [f"def test_{name}(tmp_path):\n    {body}\n" for name, body in {**tests, "behind_them": "pass"}.items()]
     inner.write_text("\n\n".join(written), "utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", f"--rootdir={directory}"]
+    command += ["-n", str(processes), "--dist", "loadfile"]
     command += [f"--basetemp={directory / 'inner'}", "-c", str(ROOT / "pyproject.toml"), str(inner)]
     done = subprocess.run(  # noqa: S603 - our own interpreter, arguments made here
         command, cwd=ROOT, capture_output=True, text=True, check=False
@@ -101,8 +102,10 @@ def _run(tests: Mapping[str, str], directory: Path) -> tuple[int, list[str]]:
     return done.returncode, [line for line in done.stdout.splitlines() if line.startswith("E") and " in " in line]
 
 
-def test_a_leak_anywhere_fails_the_run_and_the_test_is_named(tmp_path: Path) -> None:
-    status, told = _run(LEAKS, tmp_path)
+# Two as `make test` has them.
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_leak_anywhere_fails_the_run_and_the_test_is_named(processes: int, tmp_path: Path) -> None:
+    status, told = _run(LEAKS, tmp_path, processes=processes)
     assert status == 1
     assert len(told) == len(LEAKS), told
     for name in LEAKS:
