@@ -25,9 +25,8 @@ from app.booking.releases.queries import RELEASES_PAGE, releases_in_use, release
 from app.core.clock import Clock
 from app.core.db import create_engine, transaction
 from app.core.idempotency import FORGET_BATCH_LIMIT, forget_expired
-from app.core.logs import trace_of
 from app.core.metrics import LAST_ROUND
-from app.core.outages import ENGINE_ERRORS, Engine, engine_of, is_unreachable
+from app.core.outages import ENGINE_ERRORS, Engine, engine_of, facts_of, is_unreachable
 from app.core.problems import Problem
 from app.core.redis import connect_redis
 from app.core.settings import Settings
@@ -62,11 +61,7 @@ class _Troubles:
     def begin(self, what: str, error: BaseException) -> None:
         if what not in self._standing:
             self._standing.add(what)
-            facts = trace_of(error)
-            if is_unreachable(error):
-                # Where we were when the line broke says nothing; which line it is says all.
-                facts = {"variable": engine_of(error).variable, "error": facts["error"]}
-            log.warning("worker_trouble", what=what, **facts)
+            log.warning("worker_trouble", what=what, **facts_of(error))
 
     def over(self, what: str) -> None:
         if what in self._standing:

@@ -30,6 +30,8 @@ _REDIS_VERSION_MIN: Final = 7
 _POSTGRES_VERSION_MIN: Final = 150_000
 # A worker ends a round every second or so; while a server is away it pauses for ten at most.
 _ROUND_AGE_SECONDS_MAX: Final = 30
+# For the embedded engines, which no variable names.
+_START_EMBEDDED: Final = "`clocktower serve` starts it again within seconds where it has died; else restart serve"
 _FULL_COVERAGE: Final = "cluster-require-full-coverage"
 _SOMAXCONN: Final = Path("/proc/sys/net/core/somaxconn")
 
@@ -69,12 +71,14 @@ def doctor(data_dir: Path) -> None:
 
 def _look(data_dir: Path) -> Iterator[Finding]:
     try:
+        # Afterwards the addresses of the embedded engines stand in the environment.
+        start = _START_EMBEDDED if surroundings.is_embedded() else "start it, or correct {variable}"
         settings = surroundings.enter(data_dir)
     except Refusal as refusal:
         yield Finding(is_well=False, sentence=str(refusal))
         return
     yield Finding(is_well=True, sentence="Every setting is given and within its limits.")
-    redis = asyncio.run(_look_at_redis(settings))
+    redis = asyncio.run(_look_at_redis(settings, start.format(variable=surroundings.REDIS_URL)))
     yield from redis
     yield from _look_at_the_kernel(settings)
     try:
@@ -83,10 +87,11 @@ def _look(data_dir: Path) -> Iterator[Finding]:
         if all(finding.is_well for finding in [*redis, *findings]):
             yield from with_engine(settings, lambda engine: _look_at_releases(settings, engine, data_dir))
     except Refusal as refusal:
-        yield Finding(is_well=False, sentence=str(refusal), mend="start it, or correct the variable")
+        yield Finding(is_well=False, sentence=str(refusal), mend=start.format(variable=surroundings.DATABASE_URL))
 
 
-async def _look_at_redis(settings: Settings) -> list[Finding]:
+async def _look_at_redis(settings: Settings, start: str) -> list[Finding]:
+    """Look at Redis, or at every primary of the cluster. `start` says how to bring it back where it is away."""
     client = connect_redis(settings)
     try:
         if redis_address(settings).kind is Kind.CLUSTER:
@@ -97,13 +102,7 @@ async def _look_at_redis(settings: Settings) -> list[Finding]:
         now_seconds, _ = await client.time()  # pyright: ignore[reportUnknownMemberType] - as above
         last_round = cast("bytes | None", await client.get(LAST_ROUND_KEY))  # pyright: ignore[reportUnknownMemberType] - as above
     except (RedisError, OSError) as error:
-        return [
-            Finding(
-                is_well=False,
-                sentence=f"Redis does not answer ({error}).",
-                mend="start it, or correct CLOCKTOWER_REDIS_URL",
-            )
-        ]
+        return [Finding(is_well=False, sentence=f"Redis does not answer ({error}).", mend=start)]
     finally:
         await client.aclose()
     return [*findings, _look_at_the_worker(now_seconds, last_round)]

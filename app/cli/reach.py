@@ -21,7 +21,7 @@ def away(settings: Settings, error: BaseException) -> str:
     engine = engine_of(error)
     where = _where_redis_is(settings) if engine is Engine.REDIS else _where(settings.database_url.get_secret_value())
     reason = str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-    return f"{engine} at {where} cannot be used ({reason}); check that it runs and {engine.variable} is right."
+    return f"{engine} at {where} cannot be used ({reason}); check that it runs, and {engine.variable} where it is set."
 
 
 def _where_redis_is(settings: Settings) -> str:

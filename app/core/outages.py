@@ -14,6 +14,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from app.core.logs import trace_of
 from app.core.settings import ENVIRONMENT_PREFIX
 
 
@@ -69,3 +70,12 @@ def is_unreachable(error: BaseException) -> bool:
         driver: BaseException | None = error.orig and error.orig.__cause__
         return error.connection_invalidated or isinstance(driver, _UNREACHABLE)
     return isinstance(error, _UNREACHABLE)
+
+
+def facts_of(error: BaseException) -> dict[str, object]:
+    """Return an error for the log: its kinds, and the variable of the engine that is away or the place in our code."""
+    facts = trace_of(error)
+    if is_unreachable(error):
+        # Where we were when the line broke says nothing; which line it is says all.
+        return {"variable": engine_of(error).variable, "error": facts["error"]}
+    return facts

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from app.cli.refusal import Refusal
 from app.core.settings import ENVIRONMENT_PREFIX
 from loadtest.bench.machine import CannotBenchError
 from loadtest.bench.results import Row, Spread, value_at_most
+from loadtest.threads import in_thread
 
 _PARENTS: Final = 5_000
 # Of P6 and P7, in seconds.
@@ -130,9 +132,8 @@ async def start_up(*, rounds: int, say: Callable[[str], None]) -> list[Row]:
 async def _first_answer_seconds(data_dir: Path) -> float:
     began_at = time.perf_counter()
     try:
-        server = await asyncio.to_thread(
-            OwnServer.start, data_dir / "data", port=0, workers=1, log_path=data_dir / "serve.log"
-        )
+        start = partial(OwnServer.start, data_dir / "data", port=0, workers=1, log_path=data_dir / "serve.log")
+        server = await in_thread(start, undo=OwnServer.stop)
     except Refusal as refusal:
         raise CannotBenchError(f"clocktower serve did not start: {refusal}") from refusal
     try:

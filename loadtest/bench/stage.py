@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 from urllib.parse import unquote
@@ -31,6 +32,7 @@ from app.core.settings import ENVIRONMENT_PREFIX
 from loadtest.bench.machine import OTHER_CORE, SERVER_CORE, CannotBenchError, cpu_seconds, family_of, pin
 from loadtest.bench.peers import Command, Peer, Surroundings
 from loadtest.bench.town import BenchRelease
+from loadtest.threads import in_thread
 
 START_SECONDS_MAX: Final = 60.0
 _LOOK_EVERY_SECONDS: Final = 0.05
@@ -99,7 +101,7 @@ class Stage:
     async def serve(self, *, workers: int = 1, given: Mapping[str, str] | None = None) -> Server:
         """Start our own server, as a town runs it, and return it once it answers."""
         log_path = self.data_dir / f"serve-{next(self._numbers)}.log"
-        own = await asyncio.to_thread(
+        start = partial(
             OwnServer.start,
             self.data_dir / "unused",
             port=0,
@@ -107,6 +109,7 @@ class Stage:
             log_path=log_path,
             given={**self.environment, **(given or {})},
         )
+        own = await in_thread(start, undo=OwnServer.stop)
         self._stack.callback(own.stop)
         family = family_of(own.pid)
         webs = tuple(pid for pid in family if "app.cli.web" in psutil.Process(pid).cmdline())
@@ -215,7 +218,7 @@ class Stage:
 async def stage(data_dir: Path, say: Callable[[str], None]) -> AsyncGenerator[Stage]:
     """Start both engines, on the second core, and stop them and every server with the context."""
     with ExitStack() as stack:
-        engines = await asyncio.to_thread(start_engines, data_dir / "engines", progress=say)
+        engines = await in_thread(partial(start_engines, data_dir / "engines", progress=say), undo=Engines.stop)
         stack.callback(engines.stop)
         for pid in (engines.postgres_pid, engines.valkey_pid):
             if pid is not None:

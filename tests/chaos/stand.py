@@ -24,12 +24,12 @@ from app.cli.own_server import OwnServer
 from app.core.embedded.directories import POSTGRES_PORT
 from app.core.embedded.postgres import DATABASE, ROLE
 from app.core.settings import ENVIRONMENT_PREFIX
+from loadtest.threads import in_thread
 from tests.booking.gate.builders import MadeRelease, make_release
 from tests.chaos.crowd import Keys
 from tests.chaos.engines import Plant, Template
 from tests.chaos.seam import ARMED, died_at, environment
 from tests.relay import Relay, relaying
-from tests.threads import in_thread
 
 # 150 places that the crowd fights for, and 150 that tell whether anybody is served.
 CAPACITIES: Final = (30, 30, 30, 30, 30, 150)

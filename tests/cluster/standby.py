@@ -11,8 +11,8 @@ import psutil
 from app.core.embedded.directories import POSTGRES_PORT, Layout, make_run_dir
 from app.core.embedded.postgres import DATABASE, ROLE, SUPERUSER, Postgres
 from app.core.embedded.processes import launch
+from loadtest.threads import in_thread
 from tests.chaos.engines import Plant, Template
-from tests.threads import in_thread
 
 STANDBY_NAME: Final = "standby"
 _COPY_SECONDS_MAX: Final = 30.0

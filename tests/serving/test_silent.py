@@ -79,3 +79,13 @@ def test_a_command_does_not_wait_for_long(server: Server, name: str) -> None:
     assert "cannot be used" in said
     assert seconds < _COMMAND_SECONDS_MAX
     await_true(server.is_ready)
+
+
+def test_of_embedded_engines_the_doctor_names_no_variable(server: Server) -> None:
+    with silent(server, ["postgresql", "redis"]):
+        done = clocktower("doctor", "--data-dir", server.data_dir)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 1
+    assert said.count("→ `clocktower serve` starts it again") == 2, said
+    assert "correct CLOCKTOWER_" not in said
+    await_true(server.is_ready)

@@ -28,6 +28,7 @@ from app.booking.gate.rebuild import Because, Census, accounted_for, read_releas
 from app.booking.gate.settlement import Settlement
 from app.booking.gate.state import Release
 from app.core import metrics
+from app.core.outages import facts_of
 from app.core.problems import NotFound, jittered_ms
 from app.core.settings import Settings
 from app.core.tasks import Chores
@@ -245,7 +246,7 @@ class Rooms:
         except OUT_OF_REACH as error:
             # Here, and not for each of those who wait for it; and in an outage they come again all the time.
             if self._complaints.is_new((release_id, type(error)), asyncio.get_running_loop().time()):
-                log.warning("gate_cannot_enter", release=str(release_id), error=type(error).__name__)
+                log.warning("gate_cannot_enter", release=str(release_id), **facts_of(error))
             raise rebuilding_again() from error
         self._condemned.pop(release_id, None)
         return room

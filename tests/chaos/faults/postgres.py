@@ -11,10 +11,10 @@ import asyncpg
 import psutil
 
 from app.core.embedded.postgres import SUPERUSER
+from loadtest.threads import in_thread
 from tests.chaos.engines import kill
 from tests.chaos.faults.strikes import HELD_SECONDS, Strike, frozen
 from tests.chaos.stand import PAUSE_SECONDS, Stand
-from tests.threads import in_thread
 
 LOCK_SECONDS: Final = 10.0
 # Of the gate's sessions, the one that was used last.

@@ -9,9 +9,9 @@ import psutil
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from loadtest.threads import in_thread
 from tests.chaos.faults.strikes import HELD_SECONDS, Strike, frozen
 from tests.chaos.stand import PAUSE_SECONDS, Stand
-from tests.threads import in_thread
 
 _SYNC_SECONDS_MAX: Final = 5.0
 

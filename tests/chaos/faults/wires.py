@@ -5,10 +5,10 @@ import random
 from collections.abc import Callable
 from typing import Final, cast
 
+from loadtest.threads import in_thread
 from tests.chaos.faults.strikes import HELD_SECONDS, Fault, Play, Strike
 from tests.chaos.stand import Stand
 from tests.relay import Direction, Relay
-from tests.threads import in_thread
 
 DELAY_SECONDS: Final = 0.4
 

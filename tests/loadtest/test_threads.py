@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tests.threads import in_thread
+from loadtest.threads import in_thread
 
 pytestmark = pytest.mark.anyio
 
