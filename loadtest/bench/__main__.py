@@ -6,8 +6,9 @@ import shutil
 import signal
 import tempfile
 import time
+import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,8 @@ import typer
 import uvloop
 from rich.console import Console
 
+from app.cli.refusal import Refusal
+from app.cli.rehearse import Reports
 from app.core.embedded import EngineFault
 from loadtest.bench.growth import growth
 from loadtest.bench.install import install
@@ -173,6 +176,20 @@ def _where(what: str, ending: str) -> str:
     return f"Where the {what} go, if not {_WHOLE}.{ending}; of a run that is not whole, {_IN_PART}.{ending}."
 
 
+def _require_writable(json: Path | None, html: Path | None) -> None:
+    """Raise `Refusal` where a report could not be written: before the bench, not after it.
+
+    No directory is made but the one where reports go of which nobody said where.
+    """
+    Reports(json, html).require_writable()
+    if json is None or html is None:
+        # Where it cannot be made, neither can what was to stand in it.
+        with suppress(OSError):
+            _WHOLE.parent.mkdir(exist_ok=True)
+    for beside in (_WHOLE, _IN_PART):
+        Reports(json or beside.with_suffix(".json"), html or beside.with_suffix(".html")).require_writable()
+
+
 application = typer.Typer(add_completion=False)
 
 
@@ -202,18 +219,24 @@ def main(
 
     try:
         machine = this_machine()
-    except CannotBenchError as error:
-        console.print(str(error), markup=False, highlight=False, style="bold red")
+        _require_writable(json, html)
+    except (CannotBenchError, Refusal) as error:
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True, style="bold red")
         raise typer.Exit(_EXIT_CANNOT) from None
     results = Results(machine, datetime.now(UTC).isoformat(timespec="seconds"), quick=quick, parts=parts)
     status = _run(QUICK if quick else WHOLE, results, say)
     results.rows.sort(key=_in_order)
     beside = _WHOLE if results.is_whole else _IN_PART
     json, html = json or beside.with_suffix(".json"), html or beside.with_suffix(".html")
-    results.write_json(json)
-    write_page(results, html)
     print_table(results.rows, console)
-    say(f"{results.verdict}. Figures: {json}  Page: {html}")
+    try:
+        results.write_json(json)
+        write_page(results, html)
+        where = f"Figures: {json}  Page: {html}"
+    except OSError as problem:
+        # They could be written when the bench began.
+        where, status = f"A report cannot be written: {problem}", _EXIT_CANNOT
+    say(f"{results.verdict}. {where}")
     if results.trouble:
         console.print(results.trouble, markup=False, highlight=False, style="bold red")
     raise typer.Exit(status)
@@ -229,6 +252,10 @@ def _run(effort: Effort, results: Results, say: Say) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         results.trouble = "It was interrupted."
         return _EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - whatever it is, what was measured before it is kept
+        say(f"The bench breaks off here:\n{traceback.format_exc()}")
+        results.trouble = f"An error that nobody expected: {error!r}"
+        return _EXIT_CANNOT
     return _EXIT_MISSED if results.missed else 0
 
 

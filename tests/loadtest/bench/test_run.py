@@ -6,18 +6,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import psutil
 import pytest
+from typer.testing import CliRunner, Result
 
 from app.core.settings import ENVIRONMENT_PREFIX
+from loadtest.bench.results import Row, Spread, value_at_most
 
 ROOT: Final = Path(__file__).parents[3]
 INTERRUPTED: Final = 130
+REFUSED: Final = 2
 WAIT_SECONDS_MAX: Final = 120
 # The rehearsal itself, its server and the engines: fewer are only on their way.
 REHEARSING_PROCESSES: Final = 4
@@ -107,3 +110,70 @@ def test_a_quick_run_judges_the_second_of_the_opening(tmp_path: Path) -> None:
     assert rows["P7"]["target"] == "≤ 1.5 s"
     assert all(row["met"] is not None for row in rows.values())
     assert "passes signed before" in rows["P6"]["note"]
+
+
+def asked(*arguments: str) -> Result:
+    """Run the bench in this process and directory."""
+    from loadtest.bench.__main__ import application  # noqa: PLC0415 - it loads every peer
+
+    return CliRunner().invoke(application, arguments, env={"COLUMNS": "200"})
+
+
+def start_takes_no_time(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object] = lambda: None) -> None:
+    """Have the part `start` find something out at once, after an act."""
+
+    async def start_up(**_: object) -> list[Row]:
+        act()
+        return [Row("P12", "first answer", "s", Spread.of([2.0]), value_at_most(4))]
+
+    monkeypatch.setattr("loadtest.bench.__main__.start_up", start_up)
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
+    option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun: list[bool] = []
+    start_takes_no_time(monkeypatch, lambda: begun.append(True))
+    for report in (tmp_path, tmp_path / "missing" / "bench.report"):
+        refused = asked("--only", "start", option, str(report))
+        assert refused.exit_code == REFUSED
+        assert refused.output.startswith(f"{report} cannot be written (")
+        assert refused.output.count("\n") == 1
+        # No directory was made.
+        assert not list(tmp_path.iterdir())
+    (tmp_path / "build").write_text("no directory")
+    refused = asked("--only", "start", option, str(tmp_path / "bench.report"))
+    assert refused.exit_code == REFUSED
+    assert refused.output.startswith("build/bench.")
+    assert not begun
+
+
+def test_an_error_that_nobody_expected_is_shown_and_what_was_measured_before_it_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def opening(**_: object) -> list[Row]:
+        raise TimeoutError("the wire is silent")
+
+    monkeypatch.chdir(tmp_path)
+    start_takes_no_time(monkeypatch)
+    monkeypatch.setattr("loadtest.bench.__main__.opening", opening)
+    ended = asked("--only", "start,opening")
+    assert ended.exit_code == REFUSED
+    assert "Traceback" in ended.output
+    report = json.loads((tmp_path / "build" / "bench-part.json").read_text("utf-8"))
+    assert report["finished"] == ["start"]
+    assert [row["id"] for row in report["rows"]] == ["P12"]
+    assert report["trouble"] == "An error that nobody expected: TimeoutError('the wire is silent')"
+
+
+def test_a_report_that_cannot_be_written_any_more_is_told_beside_the_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start_takes_no_time(monkeypatch, Path("build/bench-part.json").mkdir)
+    ended = asked("--only", "start")
+    assert ended.exit_code == REFUSED
+    assert "first answer" in ended.output
+    assert "A report cannot be written: " in ended.output
