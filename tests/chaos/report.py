@@ -1,9 +1,10 @@
 """What a run of rounds came to: a table by fault, the last line, and everything as JSON."""
 
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -11,10 +12,51 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.report import write_atomically
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.rounds import Outcome
 
 FORM_VERSION: Final = 1
+
+
+@dataclass(slots=True)
+class Run:
+    """What was to be played, and what came of it so far; `trouble` is why it broke off.
+
+    `is_of_some` tells that the faults were chosen by name. `only_round` and `places` are 0 where nobody asked for one
+    round, or for a city.
+    """
+
+    seed: str
+    faults: Sequence[Fault]
+    rounds: int
+    is_of_some: bool = False
+    only_round: int = 0
+    places: int = 0
+    outcomes: list[Outcome] = field(default_factory=list[Outcome])
+    trouble: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether it was a run of all faults and all rounds, and came to its end."""
+        return not (self.is_of_some or self.only_round or self.trouble)
+
+
+def again(run: Run) -> str:
+    """Return the command that plays the same run, for a shell."""
+    options: list[str] = []
+    if run.is_of_some:
+        options += ["--only", ",".join(fault.name for fault in run.faults)]
+    if run.only_round:
+        options += ["--only-round", str(run.only_round)]
+    if run.places:
+        options += ["--places", str(run.places)]
+    words = ["make", "chaos", f"SEED={_for_make(run.seed)}", f"ROUNDS={run.rounds}"]
+    return " ".join(words + ([f"ARGS={shlex.quote(shlex.join(options))}"] if options else []))
+
+
+def _for_make(word: str) -> str:
+    """Quote a word twice: make puts a variable as it is into the line that it hands to a shell of its own."""
+    return shlex.quote(shlex.quote(word).replace("$", "$$"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +180,23 @@ def print_trouble(outcome: Outcome, console: Console) -> None:
             console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
+def summary(run: Run) -> str:
     """Return the last line: the sum of everything."""
+    outcomes = run.outcomes
+    broken_off = ", broken off" if run.trouble else ""
     return (
-        f"{len(outcomes)} rounds, {sum(one.operations for one in outcomes):,} operations, "
+        f"Seed {run.seed}{broken_off}: {len(outcomes)} rounds, {sum(one.operations for one in outcomes):,} operations, "
         f"{sum(one.unknowns for one in outcomes):,} unknowns, {sum(map(violations_in, outcomes))} violations"
     )
 
 
-def write_json(path: Path, seed: str, outcomes: Sequence[Outcome]) -> None:
+def write_json(path: Path, run: Run) -> None:
     """Write everything, whole or not at all."""
+    outcomes = run.outcomes
     document = {
         "version": FORM_VERSION,
-        "seed": seed,
+        "seed": run.seed,
+        "trouble": run.trouble or None,
         "rounds": [outcome.as_document() for outcome in outcomes],
         "faults": [
             {

@@ -3,21 +3,25 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import psutil
 import pytest
+from typer.testing import CliRunner, Result
 
-from tests.chaos.__main__ import deck
+from tests.chaos.__main__ import application, deck
 from tests.chaos.city import City
 from tests.chaos.crowd import Probes
 from tests.chaos.engines import SmallDisk, Template
-from tests.chaos.faults import FAULTS, Strike
+from tests.chaos.faults import FAULTS, Fault, Strike
+from tests.chaos.report import Run, again
 from tests.chaos.rounds import Outcome, _note_secrets, play, recovery_of
 from tests.chaos.stand import left_behind
 
@@ -123,11 +127,170 @@ def test_an_unknown_fault_is_named_with_those_that_there_are(tmp_path: Path) -> 
     assert "web_frozen" in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_stopped_says_so_keeps_what_it_has_and_leaves_nothing(
-    number: signal.Signals, tmp_path: Path
+def asked(*arguments: str) -> Result:
+    """Run the command in this process and directory."""
+    return CliRunner().invoke(application, arguments, env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable[[], object]], None]:
+    """Change to an empty directory; return what has rounds take no time there, each but the first after an act."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tests.chaos.__main__.raise_file_limit", lambda: None)
+
+    def make(act: Callable[[], object]) -> None:
+        async def play_one(number: int, fault: Fault) -> Outcome:
+            if number > 1:
+                act()
+            return Outcome(number, fault.name, operations=7)
+
+        def player(*_: object) -> Callable[[int, Fault], Awaitable[Outcome]]:
+            return play_one
+
+        monkeypatch.setattr("tests.chaos.__main__._player", player)
+
+    return make
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--rounds", "3", "--only-round", "4"), "there is no round 4 of 3"),
+        (("--only", "nothing,web_killed", "--only-round", "3"), "there is no round 3 of 2"),
+        (("--only", "disk_full"), "no fault is left that can be played here"),
+        (("--only", "disk_full", "--rounds", "2"), "no fault is left that can be played here"),
+    ],
+)
+def test_a_run_without_a_round_is_refused_and_not_called_well(
+    arguments: tuple[str, ...], sentence: str, played: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = command("--only", "nothing", "--rounds", "9", directory=tmp_path)
+    played(raising(AssertionError()))
+    monkeypatch.setattr(SmallDisk, "is_possible", lambda: False)
+    refused = asked(*arguments)
+    assert refused.exit_code == REFUSED
+    assert sentence in refused.output
+    assert not list(Path.cwd().iterdir())
+
+
+def test_the_last_round_is_played_alone(played: Callable[..., None]) -> None:
+    played(lambda: None)
+    assert asked("--rounds", "3", "--only-round", "3").exit_code == 0
+    report = json.loads(Path("build/chaos-part.json").read_text("utf-8"))
+    assert [one["round"] for one in report["rounds"]] == [3]
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_starts(
+    played: Callable[..., None], tmp_path: Path
+) -> None:
+    played(lambda: None)
+    for report in (tmp_path, tmp_path / "missing" / "chaos.json"):
+        refused = asked("--json", str(report))
+        assert refused.exit_code == REFUSED
+        assert refused.output.splitlines()[-1].startswith(f"{report} cannot be written (")
+        # Neither a directory was made, nor a cluster.
+        assert "Making a cluster" not in refused.output
+        assert not list(tmp_path.iterdir())
+    (tmp_path / "build").write_text("no directory")
+    refused = asked()
+    assert refused.exit_code == REFUSED
+    assert "build/chaos.json cannot be written (" in refused.output
+    assert "Making a cluster" not in refused.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "trouble"),
+    [
+        ((), "chaos.json", None),
+        (("--places", "3000"), "chaos-city.json", None),
+        (("--only", "nothing,web_killed"), "chaos-part.json", None),
+        (("--only", "web_killed,flushall", "--places", "3000"), "chaos-part.json", None),
+        ((), "chaos-part.json", KeyboardInterrupt()),
+        (("--places", "3000"), "chaos-part.json", asyncio.CancelledError()),
+    ],
+)
+def test_only_what_is_whole_takes_the_place_of_the_last_whole_run(
+    arguments: tuple[str, ...], name: str, trouble: BaseException | None, played: Callable[..., None]
+) -> None:
+    played(raising(trouble) if trouble else lambda: None)
+    names = ("chaos.json", "chaos-city.json", "chaos-part.json")
+    Path("build").mkdir()
+    for one in names:
+        (Path("build") / one).write_text("of an earlier run")
+    ended = asked(*arguments)
+    assert ended.exit_code == (INTERRUPTED if trouble else 0)
+    assert [one for one in names if (Path("build") / one).read_text("utf-8") != "of an earlier run"] == [name]
+    report = json.loads((Path("build") / name).read_text("utf-8"))
+    assert report["trouble"] == ("It was interrupted." if trouble else None)
+    assert (", broken off: 1 rounds" in ended.output) is bool(trouble)
+
+
+def test_an_error_that_nobody_expected_is_shown_and_the_rounds_before_it_are_kept(
+    played: Callable[..., None],
+) -> None:
+    played(raising(TimeoutError("the wire is silent")))
+    ended = asked()
+    assert ended.exit_code == REFUSED
+    assert "Traceback" in ended.output
+    report = json.loads(Path("build/chaos-part.json").read_text("utf-8"))
+    assert [one["operations"] for one in report["rounds"]] == [7]
+    assert report["trouble"] == "An error that nobody expected: TimeoutError('the wire is silent')"
+    assert not Path("build/chaos.json").exists()
+
+
+def test_a_report_that_cannot_be_written_any_more_is_told_beside_the_sum(played: Callable[..., None]) -> None:
+    played(lambda: Path("build/chaos.json").mkdir(exist_ok=True))
+    ended = asked("--rounds", "2")
+    assert ended.exit_code == REFUSED
+    assert "build/chaos.json cannot be written (Is a directory)." in ended.output
+    assert "Seed 1: 2 rounds" in ended.output
+
+
+@pytest.mark.parametrize(
+    ("run", "options"),
+    [
+        (Run("7", [FAULTS["nothing"]], 200), ["--seed", "7", "--rounds", "200"]),
+        (
+            Run("a b", [FAULTS["nothing"], FAULTS["flushall"]], 2, is_of_some=True),
+            ["--seed", "a b", "--rounds", "2", "--only", "nothing,flushall"],
+        ),
+        (
+            Run("it's $HOME; (x)", [FAULTS["nothing"]], 30, only_round=13, places=3_000),
+            ["--seed", "it's $HOME; (x)", "--rounds", "30", "--only-round", "13", "--places", "3000"],
+        ),
+        (Run("", [FAULTS["nothing"]], 1), ["--seed", "", "--rounds", "1"]),
+    ],
+)
+def test_the_command_that_is_printed_plays_the_same_again(run: Run, options: list[str]) -> None:
+    said = subprocess.run(  # noqa: S602 - the line is one for a shell
+        f"{again(run)} --dry-run",
+        shell=True,
+        cwd=ROOT,
+        # Nothing of a make that runs the tests: its variables would be those of this one, too.
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # What would make the environment, if it is to be made, comes before.
+    assert shlex.split(said.stdout.splitlines()[-1]) == [".venv/bin/python", "-m", "tests.chaos", *options]
+
+
+@pytest.mark.parametrize(
+    ("number", "arguments"),
+    # The first fault of seed 5 is postgres_restarted.
+    [(signal.SIGINT, ("--only", "nothing")), (signal.SIGTERM, ("--seed", "5"))],
+)
+def test_a_run_that_is_stopped_says_so_keeps_what_it_has_and_leaves_nothing(
+    number: signal.Signals, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    process = command(*arguments, "--rounds", "9", directory=tmp_path)
     assert process.stdout is not None
     try:
         while "1 of 9" not in (line := process.stdout.readline()):
@@ -143,7 +306,11 @@ def test_a_run_that_is_stopped_says_so_keeps_what_it_has_and_leaves_nothing(
         process.wait()
     assert process.returncode == INTERRUPTED
     assert "It was interrupted." in said
-    assert len(json.loads((tmp_path / "build" / "chaos-part.json").read_text("utf-8"))["rounds"]) == 1
+    # Whichever run it was, it is none that is whole.
+    assert [path.name for path in (tmp_path / "build").iterdir()] == ["chaos-part.json"]
+    report = json.loads((tmp_path / "build" / "chaos-part.json").read_text("utf-8"))
+    assert len(report["rounds"]) == 1
+    assert report["trouble"] == "It was interrupted."
     _, alive = psutil.wait_procs(family, timeout=WAIT_SECONDS_MAX)
     assert not alive
     # Nor what was only being started.
