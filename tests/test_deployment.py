@@ -1,15 +1,22 @@
 """The files that a deployment is made of say the same as the code."""
 
+import asyncio
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Final, cast
 
 import pytest
 import yaml
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.cli.web import web_config
 from app.core.settings import ENVIRONMENT_PREFIX, Settings
+from app.core.web.callers import address_of
+from tests.conftest import make_settings
 
 ROOT: Final = Path(__file__).parent.parent
 COMPOSE: Final = cast("dict[str, Any]", yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8")))
@@ -53,6 +60,45 @@ def test_the_app_gets_longer_to_stop_than_its_requests_do() -> None:
     assert grace is not None
     stop_seconds = int(str(SERVICES["app"]["stop_grace_period"]).removesuffix("s"))
     assert stop_seconds > 2 * int(grace[1]) + 5
+
+
+def addresses_seen(callers: Sequence[str], *, forwarded_for: str) -> list[str]:
+    """Return by which address the app counts requests that these callers hand on for somebody."""
+    seen: list[str] = []
+
+    async def application(scope: Scope, _receive: Receive, _send: Send) -> None:
+        seen.append(address_of(scope))
+
+    async def call() -> None:
+        config = web_config(make_settings("postgresql://nowhere/none", "redis://nowhere", "http://nowhere"))
+        # Nothing but the application is another one.
+        config.app, config.factory = application, False
+        config.load()
+        loaded = cast("ASGIApp", config.loaded_app)  # pyright: ignore[reportUnknownMemberType] - uvicorn leaves it untyped
+        headers = [(b"x-forwarded-for", forwarded_for.encode())]
+        for caller in callers:
+            scope: Scope = {"type": "http", "headers": headers, "client": (caller, 50_000)}
+            await loaded(scope, cast("Receive", None), cast("Send", None))
+
+    asyncio.run(call())
+    return seen
+
+
+def test_the_proxy_on_the_host_is_believed_and_nobody_else_on_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    (trusted,) = re.findall(r"^FORWARDED_ALLOW_IPS=(.*)$", EXAMPLE, re.MULTILINE)
+    (network,) = cast("list[dict[str, str]]", COMPOSE["networks"]["default"]["ipam"]["config"])
+    gateway, subnet = IPv4Address(network["gateway"]), IPv4Network(network["subnet"])
+    assert gateway in subnet
+    others = [str(host) for host in subnet.hosts() if host != gateway]
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+    assert addresses_seen([str(gateway)], forwarded_for="203.0.113.9") == ["203.0.113.9"]
+    assert addresses_seen(others, forwarded_for="203.0.113.9") == others
+
+
+def test_every_service_is_on_the_network_whose_gateway_is_known_and_published_on_this_host_only() -> None:
+    for service in SERVICES.values():
+        assert not {"networks", "network_mode"} & set(service)
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
 def test_every_command_of_the_deployment_is_one_of_clocktower() -> None:

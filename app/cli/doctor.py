@@ -27,6 +27,8 @@ from app.core.settings import Settings
 from app.worker import LAST_ROUND_KEY
 
 _REDIS_VERSION_MIN: Final = 7
+# The versions before it count on from Redis 7.2, and are called 7.2 too.
+_VALKEY_VERSION_MIN: Final = 8
 _POSTGRES_VERSION_MIN: Final = 150_000
 # A worker ends a round every second or so; while a server is away it pauses for ten at most.
 _ROUND_AGE_SECONDS_MAX: Final = 30
@@ -152,9 +154,10 @@ async def _look_at_the_cluster(settings: Settings) -> list[Finding]:
 
 
 def _look_at_this_redis(info: Mapping[str, object], where: str = "") -> Iterator[Finding]:
+    is_valkey = "valkey_version" in info or info.get("server_name") == "valkey"
     version = str(info.get("valkey_version") or info.get("redis_version"))
-    name = f"{str(info.get('server_name') or 'redis').capitalize()} {version}{where}"
-    if int(version.partition(".")[0]) < _REDIS_VERSION_MIN:
+    name = f"{'Valkey' if is_valkey else 'Redis'} {version}{where}"
+    if int(version.partition(".")[0]) < (_VALKEY_VERSION_MIN if is_valkey else _REDIS_VERSION_MIN):
         yield Finding(is_well=False, sentence=f"{name} is too old.", mend="run Redis 7 or Valkey 8, or newer")
         return
     if info.get("role") != "master":

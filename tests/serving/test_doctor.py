@@ -147,9 +147,32 @@ def test_what_cannot_be_reached_or_is_set_wrongly_is_named(
     assert (status, sentence in said) == (1, True), said
 
 
-@pytest.mark.parametrize("info", [{"redis_version": "6.2.14"}, {"server_name": "redis", "redis_version": "5.0.7"}])
-def test_a_redis_that_is_too_old(info: dict[str, object]) -> None:
+# Valkey calls itself Redis 7.2.4 as well, whatever its version, for clients that ask for Redis's.
+@pytest.mark.parametrize(
+    ("info", "name"),
+    [
+        ({"redis_version": "6.2.14"}, "Redis 6.2.14"),
+        ({"server_name": "redis", "redis_version": "5.0.7"}, "Redis 5.0.7"),
+        ({"server_name": "valkey", "valkey_version": "7.2.11", "redis_version": "7.2.4"}, "Valkey 7.2.11"),
+        ({"valkey_version": "7.2.5", "redis_version": "7.2.4"}, "Valkey 7.2.5"),
+        ({"server_name": "valkey", "redis_version": "7.2.4"}, "Valkey 7.2.4"),
+    ],
+)
+def test_a_redis_or_valkey_that_is_too_old(info: dict[str, object], name: str) -> None:
     (finding,) = _look_at_this_redis(info | {"role": "master", "maxmemory_policy": "noeviction"})
     assert not finding.is_well
-    assert finding.sentence == f"Redis {info['redis_version']} is too old."
+    assert finding.sentence == f"{name} is too old."
     assert finding.mend == "run Redis 7 or Valkey 8, or newer"
+
+
+@pytest.mark.parametrize(
+    ("info", "name"),
+    [
+        ({"redis_version": "7.0.0"}, "Redis 7.0.0"),
+        ({"server_name": "valkey", "valkey_version": "8.0.0", "redis_version": "7.2.4"}, "Valkey 8.0.0"),
+    ],
+)
+def test_the_oldest_redis_and_the_oldest_valkey_that_will_do(info: dict[str, object], name: str) -> None:
+    (finding,) = _look_at_this_redis(info | {"role": "master", "maxmemory_policy": "noeviction"})
+    assert finding.is_well
+    assert finding.sentence == f"{name} answers."

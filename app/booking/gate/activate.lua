@@ -2,8 +2,10 @@
 -- reads; this sets the one key that says which epoch counts, last, and refuses to go backwards.
 --
 -- KEYS  1 meta  then the keys of the new epoch, to be kept for good (they were loaded with an expiry)
--- ARGV  1 identity as read by the connection that loaded  2 the new epoch  3… field, value, … of meta
--- Answers "O", "S" if this epoch or a later one is in force already, or "I" if this is another server.
+-- ARGV  1 identity as read by the connection that activates  2 the new epoch  3 identity as read by the connection that
+--       loaded  4… field, value, … of meta
+-- Answers "O", "S" if this epoch or a later one is in force already, "I" if the state was loaded into another server, or
+-- "C" if a key of the new epoch is not there.
 
 if ARGV[1] ~= ARGV[3] then return 'I' end
 local current = redis.call('HGET', KEYS[1], 'epoch')
