@@ -1,11 +1,14 @@
 """One web worker: `python -m app.cli.web`, started by `clocktower serve` with a listening socket to answer on."""
 
 import argparse
+import asyncio
 import os
+import resource
 import socket
 import sys
 import time
-from typing import Final
+from functools import partial
+from typing import Final, cast
 
 import uvicorn
 
@@ -17,6 +20,8 @@ from app.core.settings import Settings, SettingsError, load_settings
 APPLICATION: Final = "app.main:create_app_from_environment"
 # Some 25 µs each: all of them hold up the requests of a turn by less than a millisecond.
 CONNECTIONS_A_TURN: Final = 32
+# Of a worker: its engines, its modules, its doors. What it may open at all is little on some systems.
+_OTHER_DESCRIPTORS: Final = 256
 
 
 class _Server(uvicorn.Server):
@@ -45,7 +50,8 @@ def web_config(settings: Settings) -> uvicorn.Config:
         APPLICATION,
         factory=True,
         loop="uvloop",
-        http=GateProtocol,
+        # uvicorn only calls it.
+        http=cast("type[asyncio.Protocol]", partial(GateProtocol, connection_limit=_room_for_connections(settings))),
         ws="none",
         lifespan="on",
         # The application configures the logs of its process, uvicorn's included.
@@ -56,6 +62,21 @@ def web_config(settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.shutdown_grace_seconds,
     )
+
+
+def _room_for_connections(settings: Settings) -> int:
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(settings.connection_limit, max(descriptors - _OTHER_DESCRIPTORS, _OTHER_DESCRIPTORS))
+
+
+def hang_up_on_whoever_reads_nothing(listener: socket.socket, settings: Settings) -> None:
+    """Have the kernel break a connection, taken from this socket, whose answer nobody has read for so long.
+
+    Otherwise it would keep what is not read for as long as the other side lives, also when we have hung up. Only Linux
+    knows the option.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, settings.keep_alive_seconds * 1_000)
 
 
 def doors_of(listener: socket.socket) -> list[socket.socket]:
@@ -85,7 +106,9 @@ def main() -> None:
     if arguments.begin_fd is not None:
         wait_for_word(arguments.begin_fd)
     server = _Server(config, arguments.announce_fd)
-    server.run(sockets=doors_of(socket.socket(fileno=arguments.listen_fd)))
+    listener = socket.socket(fileno=arguments.listen_fd)
+    hang_up_on_whoever_reads_nothing(listener, settings)
+    server.run(sockets=doors_of(listener))
 
 
 if __name__ == "__main__":

@@ -142,6 +142,15 @@ class MalformedHttp(Problem):
     advice_en = "Mend the client: an unknown method, a wrong Content-Length, or a line that is too long."
 
 
+class RequestTimeout(Problem):
+    code = "request_timeout"
+    status = 408
+    title_en = "The request did not come to its end in time"
+    title_zh = "请求发送超时"
+    retryable = True
+    advice_en = "Send the same request again, on a new connection."
+
+
 class HeadTooLarge(Problem):
     code = "head_too_large"
     status = 431

@@ -337,7 +337,14 @@ class Settings(BaseSettings):
         default=75,
         ge=1,
         le=3_600,
-        description="Seconds an idle connection stays open: a phone that waits for the opening keeps its own.",
+        description="Seconds a connection stays open for a phone that waits for the opening and keeps its own; "
+        "and those that a request may take to arrive, and an answer to be read.",
+    )
+    connection_limit: int = Field(
+        default=20_000,
+        ge=10,
+        le=1_000_000,
+        description="Connections that one web worker keeps at a time; whoever opens one more is told 503.",
     )
     housekeeping_interval_seconds: int = Field(
         default=300,

@@ -93,6 +93,80 @@ async def test_a_connection_whose_request_is_still_to_be_answered_is_not_idle(
     assert (await line.hear()).status == 201
 
 
+HALF_A_CLAIM = b"PUT /v1/claims/0197a3c0-1c00-7000-8000-0000000000c1 HTTP/1.1\r\nhost: a\r\n"
+HALF_A_SIGN_IN = b"POST /v1/auth/wechat HTTP/1.1\r\nhost: a\r\n"
+OF_JSON = b"content-type: application/json\r\n"
+AUTHORIZED = b"authorization: Pass a.b\r\n"
+# How a request begins that never ends, and whether it had begun at all.
+BEGINNINGS = {
+    "nothing": (b"", False),
+    "an empty line": (b"\r\n", False),
+    "a letter": (b"P", True),
+    "half an address": (HALF_A_CLAIM[:30], True),
+    "half a head": (HALF_A_CLAIM, True),
+    "half a body, for the gate": (HALF_A_CLAIM + OF_JSON + AUTHORIZED + b"content-length: 100\r\n\r\n{", True),
+    "a head and no body, for the gate": (HALF_A_CLAIM + OF_JSON + AUTHORIZED + b"content-length: 9\r\n\r\n", True),
+    "half a body": (HALF_A_SIGN_IN + OF_JSON + b"content-length: 100\r\n\r\n{", True),
+    "half a chunk": (HALF_A_SIGN_IN + OF_JSON + b"transfer-encoding: chunked\r\n\r\n5\r\n{", True),
+    "no last chunk": (HALF_A_CLAIM + OF_JSON + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n", True),
+}
+
+
+@pytest.mark.parametrize("asked_before", [None, "/v1/time", "/v1/claims/0197a3c0-1c00-7000-8000-0000000000c1"])
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+async def test_who_does_not_come_to_the_end_of_a_request_is_hung_up_on(
+    line: Line, beginning: str, asked_before: str | None
+) -> None:
+    sent, has_begun = BEGINNINGS[beginning]
+    if asked_before is not None:
+        assert (await line.ask(message("GET", asked_before, headers={"authorization": "Pass a.b"}))).status < 500
+    began_at = asyncio.get_running_loop().time()
+    line.send(sent)
+    if has_begun:
+        heard = await line.hear()
+        assert (heard.status, heard.word, heard.headers["connection"]) == (408, "request_timeout", "close")
+    assert await line.hear_the_end() == b""
+    assert KEEP_ALIVE_SECONDS * 0.9 < asyncio.get_running_loop().time() - began_at < 10 * KEEP_ALIVE_SECONDS
+
+
+@pytest.mark.parametrize("beginning", ["half a head", "half a body, for the gate", "half a body"])
+async def test_a_request_gets_no_more_time_for_coming_by_and_by(line: Line, beginning: str) -> None:
+    line.send(BEGINNINGS[beginning][0])
+    answer = asyncio.create_task(line.hear())
+    for _ in range(30):
+        await asyncio.sleep(KEEP_ALIVE_SECONDS / 10)
+        if answer.done():
+            break
+        line.send(b"a")
+    assert answer.done()
+    assert (await answer).word == "request_timeout"
+
+
+async def test_a_request_that_breaks_off_behind_another_takes_nothing_from_that(
+    line: Line, db: "asyncpg.Connection[asyncpg.Record]", database_url: str, signer: PassSigner
+) -> None:
+    phone = Phone.with_pass(signer, made := await make_release(db))
+    async with no_commit_of(database_url, made):
+        line.send(claim_message(phone), HALF_A_SIGN_IN)
+        await until_gates_wait(db)
+        assert await line.says_nothing_for(LONGER_SECONDS)
+    heard = await line.hear()
+    assert (heard.status, heard.headers["connection"]) == (201, "close")
+    assert await line.hear_the_end() == b""
+
+
+async def test_each_request_has_its_own_time(line: Line) -> None:
+    """However many came before it on the same connection, the end of one and the beginning of the next together."""
+    asked = message("GET", "/v1/time")
+    line.send(asked[:20])
+    for _ in range(5):
+        assert await line.says_nothing_for(KEEP_ALIVE_SECONDS / 2)
+        line.send(asked[20:] + asked[:20])
+        assert (await line.hear()).status == 200
+    line.send(asked[20:])
+    assert (await line.hear()).status == 200
+
+
 async def test_what_a_phone_does_not_read_is_not_piled_up_and_what_was_taken_comes_in_order(
     address: str, served_api: FastAPI, db: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:

@@ -240,6 +240,60 @@ async def test_a_head_that_has_no_end_is_refused(line: Line, phone: Phone) -> No
     assert await line.hear_the_end() == b""
 
 
+@pytest.mark.parametrize("cut_at", [0, 30_000, HEAD_LIMIT_BYTES])
+@pytest.mark.parametrize("too_long", [False, True])
+async def test_how_long_a_head_may_be_does_not_depend_on_how_it_arrives(
+    line: Line, phone: Phone, *, cut_at: int, too_long: bool
+) -> None:
+    frame = len(message("PUT", phone.claim().path, headers=phone.headers | {"x-more": "", "content-length": "99"}))
+    claim = claim_message(phone, x_more="a" * (HEAD_LIMIT_BYTES - frame - 1_000 + 2_000 * too_long))
+    line.send(claim[:cut_at])
+    await asyncio.sleep(0.05)
+    line.send(claim[cut_at:])
+    heard = await line.hear()
+    assert (heard.status, heard.word) == ((431, "head_too_large") if too_long else (201, "confirmed"))
+
+
+async def test_a_body_in_the_smallest_chunks_is_read(line: Line, phone: Phone) -> None:
+    claim = phone.claim()
+    padded = claim.body + b" " * (BODY_LIMIT_BYTES - len(claim.body) - 1)
+    in_chunks = phone.headers | {"transfer-encoding": "chunked"}
+    line.send(message("PUT", claim.path, chunked(padded, 1), in_chunks))
+    assert (await line.hear()).status == 201
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [b"t: a\r\n", b"t: " + b"a" * 10_000 + b"\r\n", b"a" * 10_000, b"t"],
+    ids=["short fields", "long fields", "one endless name", "one endless name by letters"],
+)
+@pytest.mark.parametrize("path", ["/v1/claims/0197a3c0-1c00-7000-8000-0000000000c1", "/v1/nothing"])
+async def test_what_has_no_end_behind_a_body_is_read_no_further(line: Line, path: str, repeated: bytes) -> None:
+    line.send(message("PUT", path, b"2\r\n{}\r\n0\r\n", {"transfer-encoding": "chunked"}))
+    await _refused_before_long(line, repeated)
+
+
+async def test_what_has_no_end_beside_a_chunk_is_read_no_further(line: Line) -> None:
+    line.send(message("POST", "/v1/auth/wechat", b"2;a=", {"transfer-encoding": "chunked"}))
+    await _refused_before_long(line, b"a" * 1_000)
+
+
+async def _refused_before_long(line: Line, repeated: bytes) -> None:
+    """Send so often that it is far too much, and demand that it ends long before."""
+    sent_bytes = 0
+    ended = asyncio.create_task(line.hear_the_end())
+    piece = repeated * (1 + 8_000 // len(repeated))
+    while not ended.done() and sent_bytes < 100 * HEAD_LIMIT_BYTES:
+        line.send(piece)
+        sent_bytes += len(piece)
+        await asyncio.sleep(0.001)
+    assert sent_bytes < 50 * HEAD_LIMIT_BYTES
+    heard = await ended
+    # Where it was answered before, and well, it is only hung up on.
+    assert heard.count(b"HTTP/1.1 ") == 1
+    assert b"HTTP/1.1 400 " in heard or b"HTTP/1.1 404 " in heard
+
+
 async def test_a_poll_is_told_once_and_after_that_only_that_nothing_has_changed(line: Line, phone: Phone) -> None:
     path = f"/v1/releases/{phone.made.release_id}/availability"
     whole = await line.ask(message("GET", path))

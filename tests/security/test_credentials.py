@@ -1,5 +1,6 @@
 """Tokens and passes that are forged, altered, out of time, or shown in the wrong place: over HTTP, in both ways."""
 
+import asyncio
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping
@@ -136,6 +137,26 @@ PLACES: Final[Mapping[str, tuple[Show, str, set[int]]]] = {
     "to refresh": (_to_refresh, "refresh", {200}),
     "as an invitation": (_as_invitation, "invitation", {201}),
 }
+
+
+async def test_what_stands_behind_a_body_is_nobodys_credential(line: Line, held: Credentials) -> None:
+    """A proxy looks at what is in the head, and so do we (RFC 9110, section 6.5.1)."""
+    for method, path, secret in (
+        ("GET", "/v1/me", f"Bearer {held.access}"),
+        ("GET", held.claim_path, f"Pass {held.gate_pass}"),
+        ("PUT", held.claim_path, f"Pass {held.gate_pass}"),
+        ("PUT", "/v1/nothing", f"Bearer {held.access}"),
+    ):
+        sent = message(method, path, headers={"transfer-encoding": "chunked", "content-type": "application/json"})
+        for is_cut in (False, True):
+            line.send(sent + b"2\r\n{}\r\n")
+            if is_cut:
+                await asyncio.sleep(0.02)
+            behind = f"0\r\nauthorization: {secret}\r\nx-request-id: from-behind\r\n\r\n"
+            heard = await line.ask(behind.encode())
+            bare = await line.ask(sent + b"2\r\n{}\r\n0\r\n\r\n")
+            assert (heard.status, heard.word) == (bare.status, bare.word)
+            assert heard.headers["x-request-id"] != "from-behind"
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -87,6 +87,11 @@ MESSAGES: Final[Mapping[str, tuple[bytes, bytes, Fate]]] = {
     "a blank behind a size": (TE, CHUNKED.replace(b"\r\n", b" \r\n", 1), "refused"),
     "chunks without carriage returns": (TE, CHUNKED.replace(b"\r\n", b"\n"), "refused"),
     "no line's end behind a chunk": (TE, b"%x\r\n%b0\r\n\r\n" % (SIZE, BODY), "refused"),
+    "a field behind the chunks": (TE, CHUNKED[:-2] + b"x: y\r\n\r\n", "goes on"),
+    "the end of the connection behind the chunks": (TE, CHUNKED[:-2] + b"Connection: close\r\n\r\n", "refused"),
+    "the same, to a proxy": (TE, CHUNKED[:-2] + b"proxy-connection: close\r\n\r\n", "refused"),
+    "another protocol behind the chunks": (TE, CHUNKED[:-2] + b"upgrade: h2c\r\n\r\n", "refused"),
+    "chunks behind the chunks": (TE, CHUNKED[:-2] + TE + b"\r\n", "refused"),
     "a length behind the chunks": (TE, CHUNKED[:-2] + b"content-length: 5\r\n\r\n", "refused"),
     # --- lines
     "a line feed alone": (b"x: y\n" + LENGTH, BODY, "refused"),

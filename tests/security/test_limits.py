@@ -14,6 +14,7 @@ from app.core.settings import Settings
 from app.core.web import limits
 from app.main import create_app
 from tests.conftest import make_settings, serving
+from tests.contract.line import connected, message
 from tests.races.servers import serving_processes
 
 pytestmark = pytest.mark.anyio
@@ -162,3 +163,18 @@ async def test_behind_a_proxy_what_a_phone_says_of_its_own_address_is_not_believ
             ]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == len(counts)
+
+
+@pytest.mark.usefixtures("nothing_comes_back")
+async def test_no_address_is_named_behind_a_body(strict: Settings, redis_url: str) -> None:
+    assert redis_url
+    with serving(lambda: create_app(strict)) as address:
+        async with connected(address) as line:
+            counts = list[int]()
+            for number in range(3):
+                behind = f"2\r\n{{}}\r\n0\r\nx-forwarded-for: 198.51.100.{number}\r\n\r\n".encode()
+                headers = {"x-forwarded-for": "203.0.113.9", "transfer-encoding": "chunked"}
+                heard = await line.ask(message("GET", "/v1/units", behind, headers))
+                (left,) = re.findall(r";r=(\d+)", heard.headers["ratelimit"])
+                counts.append(int(left))
+    assert counts == list(range(counts[0], counts[0] - 3, -1))

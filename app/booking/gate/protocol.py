@@ -15,7 +15,8 @@ from typing import Any, Final, Self
 
 from app.booking.gate.desk import AVAILABILITY_SUFFIX, CLAIM_PATH, RELEASE_PATH, Desk, Request
 from app.booking.gate.whole import Wanted, WholeReader
-from app.core.web.documents import Answer
+from app.core.problems import RequestTimeout
+from app.core.web.documents import Answer, problem_answer
 from app.core.web.headers import REQUEST_ID_NAME, announced_bytes, headers_by_name, request_id_for
 from app.core.web.protocol import ProblemProtocol, written
 
@@ -111,8 +112,6 @@ class GateProtocol(ProblemProtocol):
     _idle_timer: asyncio.TimerHandle | None = None
     _idle_since_seconds = 0.0
     _is_idle = False
-    # The parser of this connection is in no message, not even by a letter.
-    _is_between_messages = True
 
     def data_received(self, data: bytes) -> None:
         """Take a claim or a poll that came in one piece at once; read everything else as it comes."""
@@ -151,20 +150,23 @@ class GateProtocol(ProblemProtocol):
 
     def on_message_begin(self) -> None:
         """Keep the head of a request; what ASGI wants to know of it is gathered only if it goes that way."""
-        self.bound_what_is_ahead()
-        self._is_idle = self._is_between_messages = False
-        self._in_head, self._head_bytes = True, 0
+        self.begin_message()
+        self._is_idle = False
         self.url = b""
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header."""
-        self.headers.append((name.lower(), value))
+        """Keep a header; a field that comes behind the body is none."""
+        if self._in_head:
+            self.headers.append((name.lower(), value))
+        else:
+            self.look_at_trailer(name)
 
     def on_headers_complete(self) -> None:
         """Keep a plain request of the gate, send every other the way of ASGI."""
-        self.refuse_unread_body()
+        self.look_at_head()
         # The answer to the one before may have come while this one was on its way.
+        self.stop_idling()
         self._is_idle = False
         if self.transport.is_closing():
             # It was said that no more is answered here, so no more is done (RFC 9112, section 9.6).
@@ -228,6 +230,16 @@ class GateProtocol(ProblemProtocol):
         self._grab = None
         desk: Desk = self.app_state[DESK_STATE]
         desk.take(grab, grab.reply)
+
+    def give_up(self) -> None:
+        """Wait no longer for the rest of a request: the answer to a grab is its own."""
+        grab = self._grab
+        if grab is None:
+            super().give_up()
+            return
+        self._grab = None
+        grab.keep_alive = False
+        grab.reply(problem_answer(RequestTimeout(), accept_language=grab.accept_language, request_id=grab.request_id))
 
     def on_grab_answered(self) -> None:
         """Go on with what was sent ahead, or wait for the next request, but not for ever."""
