@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator
+from functools import partial
+from typing import cast
 
 import asyncpg
 import pytest
@@ -14,6 +16,7 @@ from app.core.web.protocol import AHEAD_LIMIT
 from app.main import create_api, with_gate_in_front
 from tests.booking.gate.builders import MadeRelease, Phone, make_release
 from tests.booking.gate.locks import no_commit_of, until_gates_wait
+from tests.booking.gate.waits import until
 from tests.conftest import serving
 from tests.contract.conftest import CARRIERS
 from tests.contract.line import Line, claim_message, connected, message
@@ -216,3 +219,31 @@ async def test_of_what_is_sent_ahead_of_an_answer_so_many_are_answered_and_then_
         assert await line.hear_the_end() == b""
     else:
         assert (await line.ask(_poll(made))).status == 200
+
+
+@pytest.mark.parametrize("carrier", CARRIERS.values(), ids=CARRIERS.keys())
+async def test_who_opens_one_connection_too_many_is_sent_away_until_another_has_gone(
+    carrier: type[asyncio.Protocol], settings: Settings
+) -> None:
+    bounded = cast("type[asyncio.Protocol]", partial(carrier, connection_limit=3))
+    asked = message("GET", "/v1/time")
+    with serving(lambda: with_gate_in_front(create_api(settings), settings), carrier=bounded) as address:
+        async with connected(address) as first, connected(address) as second:
+            for line in (first, second):
+                assert (await line.ask(asked)).status == 200
+            async with connected(address) as third:
+                assert (await third.ask(asked)).status == 200
+                async with connected(address) as fourth:
+                    heard = await fourth.hear()
+                    assert (heard.status, heard.word, heard.headers["connection"]) == (503, "unavailable", "close")
+                    assert int(heard.headers["retry-after"]) >= 1
+                    assert await fourth.hear_the_end() == b""
+                # Who is in stays in.
+                assert (await third.ask(asked)).status == 200
+
+            async def served() -> bool:
+                async with connected(address) as line:
+                    line.send(asked)
+                    return (await line.hear()).status == 200
+
+            await until(served)

@@ -22,6 +22,7 @@ from app.booking.gate.tally import WRITTEN
 from app.core import metrics
 from app.core.ids import id_of
 from app.core.settings import Settings
+from app.core.tasks import Chores
 
 _COMMIT: Final = """
 SELECT claim_id, outcome FROM commit_claims_v2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
@@ -88,10 +89,11 @@ _REFUSED_CLASSES: Final = frozenset({"21", "22", "23", "27", "44", "54", "P0", "
 class Ledger:
     """The way into PostgreSQL for the winners of one release in one epoch."""
 
-    def __init__(self, release: Release, database: asyncpg.Pool, settings: Settings) -> None:
+    def __init__(self, release: Release, database: asyncpg.Pool, settings: Settings, chores: Chores) -> None:
         self._release = release
         self._database = database
         self._settings = settings
+        self._chores = chores
         self._queue: list[_Waiting] = []
         self._pump: asyncio.Task[None] | None = None
         self._complaints = Complaints()
@@ -103,7 +105,7 @@ class Ledger:
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(winner, future, time.monotonic()))
         if self._pump is None:
-            self._pump = asyncio.get_running_loop().create_task(self._run())
+            self._pump = self._chores.start(self._run())
         return future
 
     async def _run(self) -> None:

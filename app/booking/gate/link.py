@@ -281,6 +281,9 @@ def _pack(command: tuple[Argument, ...]) -> bytes:
 def _identity_in(info: bytes | str) -> str:
     text = info.decode() if isinstance(info, bytes) else info
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    if missing := {"role", "run_id", "master_replid"} - fields.keys():
+        message = f"the server does not say who it is: its INFO has no {', '.join(sorted(missing))}"
+        raise RedisConnectionError(message)
     if fields["role"] != "master":
         # Its state is somebody else's, and it takes no writes.
         message = "the server is a replica"

@@ -8,6 +8,7 @@ import asyncio
 import random
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -98,11 +99,17 @@ class Topology:
     async def _ask(self, node: Node) -> View:
         address = self._address
         if address.kind is Kind.CLUSTER:
-            info, slots = await self._replies(address.url_of(node), ["CLUSTER", "INFO"], ["CLUSTER", "SLOTS"])
-            return _view_of_cluster(node, info, slots)
-        words = ["SENTINEL", "MASTER", address.primary_name]
-        (primary,) = await self._replies(address.url_of_sentinel(node), words)
-        return _view_of_sentinel(primary)
+            replies = await self._replies(address.url_of(node), ["CLUSTER", "INFO"], ["CLUSTER", "SLOTS"])
+            view_of = partial(_view_of_cluster, node)
+        else:
+            words = ["SENTINEL", "MASTER", address.primary_name]
+            replies = await self._replies(address.url_of_sentinel(node), words)
+            view_of = _view_of_sentinel
+        try:
+            return view_of(*replies)
+        except (LookupError, TypeError, ValueError) as error:
+            message = f"what {node} says of the servers cannot be understood"
+            raise RedisConnectionError(message) from error
 
     async def _replies(self, url: str, *commands: Sequence[str]) -> list[Any]:
         """Ask on a connection of its own: whoever is asked may be gone the next moment."""

@@ -13,8 +13,11 @@ from app.booking.gate.ledger import Ledger, Verdict
 from app.booking.gate.passes import PassSigner
 from app.core.ids import new_id
 from app.core.settings import Settings
+from app.core.tasks import Chores
 from tests.booking.gate.agreement import assert_agrees
 from tests.booking.gate.builders import Phone, Wish, Worker, commit, held, make_release, winner, words
+from tests.booking.gate.conftest import OpenWorker
+from tests.booking.gate.locks import no_commit_of
 from tests.booking.gate.waits import until
 from tests.numbers import rises
 
@@ -90,7 +93,7 @@ async def test_a_refused_claim_that_somebody_else_has_written_is_a_yes(
         _refusing(db, "claim", f"state = 'void' OR account_id <> '{account}'"),
         asyncpg.create_pool(database_url, min_size=0, max_size=2) as database,
     ):
-        ledger = Ledger(made.at_epoch(0), database, settings)
+        ledger = Ledger(made.at_epoch(0), database, settings, Chores())
         assert await ledger.commit(claim) is Verdict.COMMITTED
     assert await held(db, made) == [(0, 1)]
 
@@ -104,8 +107,21 @@ async def test_a_refused_claim_whose_tombstone_is_refused_too_is_left_in_doubt(
         _refusing(db, "claim", f"id <> '{bad.record.claim_id}'"),
         asyncpg.create_pool(database_url, min_size=0, max_size=2) as database,
     ):
-        ledger = Ledger(made.at_epoch(0), database, settings)
+        ledger = Ledger(made.at_epoch(0), database, settings, Chores())
         with rises("claims_in_doubt", by=1):
             verdicts = await asyncio.gather(ledger.commit(bad), ledger.commit(good))
     assert verdicts == [Verdict.UNKNOWN, Verdict.COMMITTED]
     assert await held(db, made) == [(0, 2)]
+
+
+async def test_a_gate_that_closes_leaves_nobody_who_goes_on_writing(
+    db: "asyncpg.Connection[asyncpg.Record]", database_url: str, open_worker: OpenWorker, signer: PassSigner
+) -> None:
+    made = await make_release(db)
+    worker = await open_worker(commit_wait_ms=100, shutdown_grace_seconds=1)
+    before = asyncio.all_tasks()
+    await worker.gate.release(made.release_id)
+    async with no_commit_of(database_url, made):
+        assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "pending"
+        await worker.gate.close()
+        assert asyncio.all_tasks() <= before

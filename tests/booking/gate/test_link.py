@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.booking.gate.link import Argument, Link, Links, Script
+from app.booking.gate.link import Argument, Link, Links, Script, _identity_in
 from app.core.settings import Settings
 from tests.booking.gate.agreement import command
 from tests.booking.gate.waits import PATIENCE_SECONDS
@@ -252,3 +252,9 @@ async def test_no_failure_is_left_unheard(settings: Settings, tmp_path: Path, ca
         relay.answers.swallows = False
     gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+@pytest.mark.parametrize("info", ["", "role:master", b"run_id:a\r\nrole:master\r\n", "run_id:a\nmaster_replid:b"])
+def test_a_server_that_does_not_say_who_it_is_counts_as_away(info: bytes | str) -> None:
+    with pytest.raises(RedisConnectionError, match="does not say who it is: its INFO has no "):
+        _identity_in(info)

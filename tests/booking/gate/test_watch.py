@@ -6,6 +6,7 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
+from app.booking.gate.nodes import Nodes
 from app.booking.gate.passes import PassSigner
 from tests.booking.gate.builders import Phone, epoch_of, held, make_release
 from tests.booking.gate.conftest import OpenWorker
@@ -39,6 +40,35 @@ async def test_a_worker_at_an_old_primary_does_not_say_sold_out_for_ever(
     # A refusal never looks at PostgreSQL: without the watch this would be "sold out" as long as the lines last.
     await until(booked)
     assert await held(db, made) == [(0, 1)]
+
+
+async def test_a_look_that_fails_is_told_once_and_is_not_the_last(
+    db: "asyncpg.Connection[asyncpg.Record]",
+    open_worker: OpenWorker,
+    signer: PassSigner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = await make_release(db)
+    worker = await open_worker(sweep_interval_ms=20)
+    assert (await worker.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
+    looks = 0
+
+    async def look(_nodes: Nodes) -> None:
+        nonlocal looks
+        looks += 1
+        raise KeyError("cluster_current_epoch")
+
+    monkeypatch.setattr(Nodes, "look", look)
+    asked = Phone.with_pass(signer, made).claim()
+
+    async def looked() -> bool:
+        # Who has no release entered looks at nothing.
+        await worker.ask(asked)
+        return looks > 3
+
+    await until(looked)
+    assert sum("gate_look_failed" in record.getMessage() for record in caplog.records) == 1
 
 
 async def test_a_gate_closes_in_the_middle_of_a_look(
