@@ -64,6 +64,10 @@ _PLAIN: Final[dict[str, str]] = {
 def write_atomically(path: Path, text: str) -> None:
     """Write a file whole or not at all: a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        # A pipe, a terminal, the null device: to be written to, and not to be replaced.
+        path.write_text(text, encoding="utf-8")
+        return
     descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

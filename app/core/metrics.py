@@ -62,6 +62,7 @@ UNAVAILABLE: Final = _counter(
     "code",
     ("busy", "rebuilding", "gate_unreachable", "unavailable"),
 )
+CONNECTIONS_REFUSED: Final = _counter("connections_refused", "Connections for which a web worker had no room.")
 QUEUE: Final = Gauge(
     "admission_queue_claims",
     "Claims that wait for the script.",

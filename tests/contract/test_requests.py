@@ -258,7 +258,7 @@ async def test_a_body_in_the_smallest_chunks_is_read(line: Line, phone: Phone) -
     claim = phone.claim()
     padded = claim.body + b" " * (BODY_LIMIT_BYTES - len(claim.body) - 1)
     in_chunks = phone.headers | {"transfer-encoding": "chunked"}
-    line.send(message("PUT", claim.path, chunked(padded, 1), in_chunks))
+    await line.send_in_pieces(message("PUT", claim.path, chunked(padded, 1), in_chunks), 10_000)
     assert (await line.hear()).status == 201
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from app.core import metrics
 from app.core.problems import HeadTooLarge, MalformedHttp, Problem, RequestTimeout, Unavailable, jittered_ms
 from app.core.web.documents import NO_BODY_STATUSES, Answer, Framed, as_asgi, problem_answer
 from app.core.web.headers import REQUEST_ID_NAME, announced_bytes, request_id_for, with_standing_headers
@@ -104,7 +105,8 @@ class ProblemProtocol(HttpToolsProtocol):
 
     - The head of a request, and what is around the chunks of its body, may have so many bytes.
     - Fields behind a body are no headers, and nobody here wants them (RFC 9110, section 6.5.1).
-    - A request has as long to arrive as a connection may be idle, from the first byte to the last; so has the first.
+    - A request has as long to arrive, from its first byte to its last, as a connection may be idle; as long has a new
+      connection until the first byte.
     - So many requests may wait for the answer to another: those within the bound are answered, and then the connection
       is closed (RFC 9112, section 9.3.2, has clients expect that).
     - A worker keeps `connection_limit` connections, where one is given.
@@ -142,6 +144,7 @@ class ProblemProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         if self._connection_limit is not None and len(self.connections) > self._connection_limit:
             self._reads_on = False
+            metrics.CONNECTIONS_REFUSED.inc()
             self._refuse(Unavailable(retry_after_ms=jittered_ms(_FULL_RETRY_MS)))
             return
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
