@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from itertools import compress
 from typing import Any, Final, cast
 
 import msgspec
@@ -48,6 +49,9 @@ _CONFIRM_DELAY_SECONDS: Final = 0.05
 _CONFIRM_LIMIT: Final = 500
 # Claim ids of which this worker knows that they were admitted: their retries go first.
 _KNOWN_LIMIT: Final = 50_000
+
+# A binary digit as a number.
+_DIGITS: Final = bytes.maketrans(b"01", b"\0\1")
 
 log = structlog.get_logger(__name__)
 
@@ -330,9 +334,11 @@ class Admission:
         wanted = 0
         for waiting in batch:
             wanted |= waiting.order.wanted
-        ordinals = [ordinal for ordinal in range(wanted.bit_length()) if wanted >> ordinal & 1]
+        # Its digits from the lowest on, as numbers. In a large release each call names most pools.
+        chosen = bin(wanted)[:1:-1].encode().translate(_DIGITS)
+        ordinals = list(compress(range(len(chosen)), chosen))
         names = [keys.meta, keys.pools, keys.claims, keys.people, keys.accounts, keys.pending]
-        names.extend(release.free_maps[ordinal] for ordinal in ordinals)
+        names.extend(compress(release.free_maps, chosen))
         return names, [
             identity,
             release.epoch,

@@ -59,15 +59,16 @@ local function split(packed, bytes)
     return parts
 end
 
-local function read_ordinals(packed, into)
-    for at = 1, #packed, 2 do
-        local low, high = byte(packed, at, at + 1)
-        into[#into + 1] = low + 256 * high
+local function read_ordinals(packed)
+    local into = {}
+    for i = 1, #packed / 2 do
+        local low, high = byte(packed, 2 * i - 1, 2 * i)
+        into[i] = low + 256 * high
     end
     return into
 end
 
-local ordinals, confirmed = read_ordinals(ARGV[4], {}), split(ARGV[5], 16)
+local ordinals, confirmed = read_ordinals(ARGV[4]), split(ARGV[5], 16)
 
 -- The claims of this call: claim n is the nth of each list, its people are persons[first_person[n]] to
 -- persons[first_person[n + 1] - 1], and its choices in the same way. Lists, because a table for each claim would cost
@@ -98,31 +99,35 @@ do
 end
 
 local pools, free_key, changed_pools = {}, {}, {}
-for i, ordinal in ipairs(ordinals) do free_key[ordinal] = KEYS[6 + i] end
 
 -- Of a pool that has nothing to give and is owed nothing, no claim can change a count; and in a release that is sold out
 -- most pools have the same counts. Such share one table.
 local spent = {}
 
-local function load_pools(wanted)
+-- Of pools that claims name, `keys` is where those of their free maps begin in KEYS; who has nothing to give needs none.
+local function load_pools(wanted, keys)
     if #wanted == 0 then return end
     local packed = redis.call('HMGET', KEYS[2], unpack(wanted))
-    for i, ordinal in ipairs(wanted) do
-        local counts = packed[i]
-        -- Part of the state is gone (evicted, say). "Sold out" would be a lie.
-        if not counts then error('CONTRADICTION no counts of pool ' .. ordinal) end
+    for i = 1, #wanted do
+        local ordinal, counts = wanted[i], packed[i]
         local pool = spent[counts]
         if not pool then
+            -- Part of the state is gone (evicted, say). "Sold out" would be a lie.
+            if not counts then error('CONTRADICTION no counts of pool ' .. ordinal) end
             local free, capacity, waiting, waitlist_limit, pending, hint, open = unpack_struct(POOL, counts)
             -- In one go, so that Lua makes it as large as it must be at once.
             pool = {free = free, capacity = capacity, waiting = waiting, waitlist_limit = waitlist_limit,
                 pending = pending, hint = hint, open = open}
-            if free == 0 and pending == 0 and waiting >= waitlist_limit then spent[counts] = pool end
+            if free == 0 and pending == 0 and waiting >= waitlist_limit then
+                spent[counts] = pool
+            elseif keys then
+                free_key[ordinal] = KEYS[keys + i - 1]
+            end
         end
         pools[ordinal] = pool
     end
 end
-load_pools(ordinals)
+load_pools(ordinals, 7)
 
 -- Reads fields of a hash in few commands; what is not there becomes `empty`.
 local function read_all(key, fields, into, empty)
