@@ -7,6 +7,8 @@ import pytest
 
 from loadtest.bench.machine import _two_cores, stolen_seconds
 
+_ROUNDING_SECONDS = 1e-6
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the bench needs Linux")
 
 
@@ -29,4 +31,5 @@ def test_what_the_host_took_away_is_read_from_the_field_that_says_so() -> None:
     if sorted(os.sched_getaffinity(0))[:2] != [0, 1]:
         pytest.skip("the two cores of this process are not the machine's first two")
     before = of_two_cores()
-    assert before <= stolen_seconds() <= of_two_cores()
+    # The same hundredths, added in another way, may differ in the last bit.
+    assert before - _ROUNDING_SECONDS <= stolen_seconds() <= of_two_cores() + _ROUNDING_SECONDS
