@@ -1,4 +1,4 @@
-"""The HTTP protocol of a web worker: what is no HTTP at all is told as a problem, too."""
+"""The HTTP protocol of a web worker: what is no HTTP is told as a problem too, and what a phone can cost is bounded."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ from app.core.web.headers import REQUEST_ID_NAME, announced_bytes, request_id_fo
 # A pass for ten people and every pool has about 2 KiB.
 HEAD_LIMIT_BYTES: Final = 65_536
 # What comes with the chunks of a body and is not the body: their sizes and extensions, and fields behind the last. As
-# much as a head, and for each byte of the body as much as the smallest chunk has around it.
+# much as a head, and for each byte of the body more than the five that a chunk of one byte has around it.
 _FRAMING_LIMIT_BYTES: Final = HEAD_LIMIT_BYTES
 _FRAMING_BYTES_A_BYTE: Final = 8
 # The parser obeys them wherever they stand; we would not know of it (RFC 9110, section 6.5.1, forbids them there).
@@ -139,7 +139,7 @@ class ProblemProtocol(HttpToolsProtocol):
         # None before the first request.
         return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         """Wait for the first request, but not for ever; or send the phone away, where there are too many."""
         super().connection_made(transport)
         if self._connection_limit is not None and len(self.connections) > self._connection_limit:
