@@ -120,6 +120,13 @@ class _Cluster(RedisCluster):
     async def info(self, section: str | None = None, *_more: str, **_kwargs: Any) -> dict[str, Any]:
         return cast("dict[str, Any]", await self._of_whoever_answers("INFO", *([section] if section else [])))
 
+    async def aclose(self) -> None:
+        await super().aclose()
+        # A broken connection makes redis-py forget that it has others: until it has looked for the nodes anew, it
+        # closes none.
+        for kept in ("nodes_cache", "startup_nodes"):
+            await self.nodes_manager.aclose(kept)
+
     async def _of_whoever_answers(self, *command: str) -> object:
         """Ask one primary after the other, first the one who answered last. Raises what the last one raised.
 

@@ -183,14 +183,8 @@ class Plant:
     # What can be done to them.
 
     def postgres_family(self) -> list[psutil.Process]:
-        """Return PostgreSQL's processes, the postmaster first; none if it has ended, or ends at this moment."""
-        if self.postgres.pid is None:
-            return []
-        try:
-            postmaster = psutil.Process(self.postgres.pid)
-            return [postmaster, *postmaster.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        """Return PostgreSQL's processes, the postmaster first."""
+        return family_of(self.postgres)
 
     def valkeys(self) -> Sequence[psutil.Process]:
         """Return the processes of Valkey that live."""
@@ -232,6 +226,17 @@ class Plant:
         self._account.open_the_way(self._second_run_dir, _quietly)
         self.second_valkey.launch(self._second_run_dir)
         self.second_valkey.await_ready()
+
+
+def family_of(postgres: Postgres) -> list[psutil.Process]:
+    """Return a PostgreSQL's processes, the postmaster first; none if it has ended, or ends at this moment."""
+    if postgres.pid is None:
+        return []
+    try:
+        postmaster = psutil.Process(postgres.pid)
+        return [postmaster, *postmaster.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def freeze(processes: list[psutil.Process]) -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Final
 
 import asyncpg
-import psutil
 
 from app.core.embedded.directories import POSTGRES_PORT, Layout, make_run_dir
 from app.core.embedded.postgres import DATABASE, ROLE, SUPERUSER, Postgres
 from app.core.embedded.processes import launch
 from loadtest.threads import in_thread
-from tests.chaos.engines import Plant, Template
+from tests.chaos.engines import Plant, Template, family_of, freeze, thaw
 
 STANDBY_NAME: Final = "standby"
 _COPY_SECONDS_MAX: Final = 30.0
@@ -66,28 +65,18 @@ class Pair:
 
     def stop(self) -> None:
         """Stop both, whatever state they are in."""
-        for process in self.standby_family():
-            process.resume()
+        self.thaw_standby()
         self.standby.stop()
         self.standby.stop_leftovers()
         self.primary.stop()
 
-    def standby_family(self) -> list[psutil.Process]:
-        """Return the standby's processes."""
-        if self.standby.pid is None:
-            return []
-        postmaster = psutil.Process(self.standby.pid)
-        return [postmaster, *postmaster.children(recursive=True)]
-
     def freeze_standby(self) -> None:
         """Let the standby hear and say nothing more."""
-        for process in self.standby_family():
-            process.suspend()
+        freeze(family_of(self.standby))
 
     def thaw_standby(self) -> None:
         """Let the standby go on."""
-        for process in self.standby_family():
-            process.resume()
+        thaw(family_of(self.standby))
 
     async def command(self, *statements: str) -> None:
         """Have a superuser say something to the primary, whichever that is."""

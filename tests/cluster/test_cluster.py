@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.booking.gate.passes import PassSigner
@@ -26,7 +27,7 @@ from tests.booking.gate.builders import MadeRelease, Phone, epoch_of, words
 from tests.booking.gate.conftest import OpenWorker
 from tests.booking.gate.steps import admit, give_back
 from tests.cluster.opening import PATIENCE, Opening
-from tests.cluster.servers import Cluster, Valkey, spread
+from tests.cluster.servers import Cluster, Valkey, spread, until_true
 from tests.conftest import make_settings
 
 pytestmark = pytest.mark.anyio
@@ -242,6 +243,33 @@ async def test_the_first_command_of_a_client_goes_to_the_node_that_has_its_key(
             assert await epoch_in_force(client, made) is None
         finally:
             await client.aclose()
+
+
+async def test_a_client_whose_last_command_broke_leaves_no_connection(cluster: Cluster, settings: Settings) -> None:
+    address = SecretStr(f"{cluster.url}?client_name=leaving")
+    client = connect_redis(settings.model_copy(update={"redis_url": address}))
+
+    async def connections() -> int:
+        lists = [await node.ask("CLIENT", "LIST") for node in cluster.nodes if not node.is_down]
+        return sum(some.count(b" name=leaving ") for some in lists)
+
+    async def read_from_every_node() -> None:
+        for number in range(30):
+            await command(client, "GET", f"key {number}")
+
+    async def has_none() -> bool:
+        return await connections() == 0
+
+    try:
+        await read_from_every_node()
+        for node in await cluster.shard_of(cluster.nodes[0]):
+            node.kill()
+        with pytest.raises(RedisConnectionError):
+            await read_from_every_node()
+        assert not await has_none()
+    finally:
+        await client.aclose()
+    await until_true(has_none)
 
 
 async def _allowed(limiter: Limiter, caller: str, policy: Policy) -> bool | None:
