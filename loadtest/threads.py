@@ -18,6 +18,6 @@ async def in_thread(work: Callable[[], _T], *, undo: Callable[[_T], object] | No
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
-        if undo is not None and task.exception() is None:
+        if task.exception() is None and undo is not None:
             await asyncio.to_thread(undo, task.result())
         raise

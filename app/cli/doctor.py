@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.booking.gate.gate import LINKS
 from app.booking.gate.topology import Topology
 from app.cli import surroundings
 from app.cli.database import max_connections, revisions, with_engine
@@ -274,8 +275,15 @@ def _switch_on(name: str) -> str:
 async def _look_at_releases(settings: Settings, engine: AsyncEngine, data_dir: Path) -> list[Finding]:
     async with servers(settings, engine) as at:
         chosen = await all_in_use(at)
-        # Each that differs is watched for some seconds.
-        findings = await asyncio.gather(*(_look_at_release(at, release_id, data_dir) for release_id in chosen))
+        # Each that differs is watched for some seconds. Of more at once, some would wait too long for one of the gate's
+        # links.
+        at_once = asyncio.Semaphore(LINKS)
+
+        async def look(release_id: UUID) -> Finding:
+            async with at_once:
+                return await _look_at_release(at, release_id, data_dir)
+
+        findings = await asyncio.gather(*map(look, chosen))
     return [*findings] or [Finding(is_well=True, sentence="No published release is in use.")]
 
 

@@ -1,5 +1,6 @@
 """`clocktower rehearse`: a crowd of parents against any address, or against engines of its own."""
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -76,7 +77,9 @@ def rehearse_embedded(options: RehearsalOptions, reports: Reports, *, workers: i
 
     `options` gives all but the address and the operator. Returns the exit status.
     """
-    log_path = Path(tempfile.mkstemp(prefix="clocktower-rehearsal-", suffix=".log")[1])
+    descriptor, log_name = tempfile.mkstemp(prefix="clocktower-rehearsal-", suffix=".log")
+    os.close(descriptor)
+    log_path = Path(log_name)
     data_dir = Path(tempfile.mkdtemp(prefix="clocktower-rehearsal-"))
     status = EXIT_WRONG
     try:

@@ -60,7 +60,10 @@ _UNREACHABLE: Final = (
 
 
 def engine_of(error: BaseException) -> Engine:
-    """Return the engine whose driver raised one of `ENGINE_ERRORS`; redis-py lets no bare `OSError` out."""
+    """Return the engine whose driver raised one of `ENGINE_ERRORS`.
+
+    Neither redis-py nor the gate's own links let a bare `OSError` out.
+    """
     return Engine.REDIS if isinstance(error, RedisError) else Engine.POSTGRESQL
 
 

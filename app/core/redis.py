@@ -4,6 +4,7 @@ redis-py repeats a command up to ten times by default. A claim that was sent and
 asked about, not sent again behind our back, so every client made here has that switched off.
 """
 
+import asyncio
 import random
 from collections.abc import Callable
 from typing import Any, Final, assert_never, cast
@@ -121,11 +122,14 @@ class _Cluster(RedisCluster):
         return cast("dict[str, Any]", await self._of_whoever_answers("INFO", *([section] if section else [])))
 
     async def aclose(self) -> None:
+        self._lock = self._lock or asyncio.Lock()
+        # Under the lock, as nobody else may be looking for the nodes meanwhile.
+        async with self._lock:
+            if self._initialize:
+                # A connection broke, and redis-py forgets that it has others: it would close none of them.
+                for kept in ("nodes_cache", "startup_nodes"):
+                    await self.nodes_manager.aclose(kept)
         await super().aclose()
-        # A broken connection makes redis-py forget that it has others: until it has looked for the nodes anew, it
-        # closes none.
-        for kept in ("nodes_cache", "startup_nodes"):
-            await self.nodes_manager.aclose(kept)
 
     async def _of_whoever_answers(self, *command: str) -> object:
         """Ask one primary after the other, first the one who answered last. Raises what the last one raised.

@@ -344,7 +344,10 @@ class Settings(BaseSettings):
         default=20_000,
         ge=10,
         le=1_000_000,
-        description="Connections that one web worker keeps at a time; whoever opens one more is told 503.",
+        description=(
+            "Connections that one web worker keeps at a time; whoever opens one more is told 503. "
+            "Never more than the files that it may have open (`ulimit -n`), less 256."
+        ),
     )
     housekeeping_interval_seconds: int = Field(
         default=300,

@@ -7,6 +7,7 @@ kernel's scheduler, which counts nanoseconds, and not from the clock ticks of `s
 import os
 import platform
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -70,25 +71,33 @@ def _processor() -> str:
     return platform.machine()
 
 
-def family_of(pid: int) -> list[int]:
-    """Return a process and everything below it."""
+def whole_family(pid: int) -> list[psutil.Process]:
+    """Return a process and everything below it; nothing if it has ended."""
     try:
-        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def family_of(pid: int) -> list[int]:
+    """Return the numbers of a process and of everything below it."""
+    return [process.pid for process in whole_family(pid)]
 
 
 def pin(pids: Iterable[int], cores: set[int]) -> None:
     """Keep processes, with all their threads, on these cores; what they start from now on stays there too."""
     for pid in pids:
         for thread in _threads_of(pid):
-            os.sched_setaffinity(thread, cores)
+            # A thread may end meanwhile.
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, cores)
 
 
 def _threads_of(pid: int) -> list[int]:
     try:
         return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return []
 
 
@@ -115,7 +124,7 @@ def _schedules(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
         for thread in _threads_of(pid):
             try:
                 running_ns, waiting_ns, _ = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text("ascii").split()
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 # It ended between two looks; the bench keeps what it measures alive, so it was none of those.
                 continue
             yield int(running_ns), int(waiting_ns)

@@ -29,7 +29,7 @@ from app.cli.own_server import OwnServer
 from app.core.embedded import Engines, start_engines
 from app.core.embedded.postgres import SUPERUSER
 from app.core.settings import ENVIRONMENT_PREFIX
-from loadtest.bench.machine import OTHER_CORE, SERVER_CORE, CannotBenchError, cpu_seconds, family_of, pin
+from loadtest.bench.machine import OTHER_CORE, SERVER_CORE, CannotBenchError, cpu_seconds, family_of, pin, whole_family
 from loadtest.bench.peers import Command, Peer, Surroundings
 from loadtest.bench.town import BenchRelease
 from loadtest.threads import in_thread
@@ -112,7 +112,7 @@ class Stage:
         own = await in_thread(start, undo=OwnServer.stop)
         self._stack.callback(own.stop)
         family = family_of(own.pid)
-        webs = tuple(pid for pid in family if "app.cli.web" in psutil.Process(pid).cmdline())
+        webs = tuple(pid for pid in family if _is_web_worker(pid))
         pin(family, {OTHER_CORE})
         # One worker has a core to itself; two have one each, and share them with the load.
         for number, pid in enumerate(webs):
@@ -239,9 +239,16 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def _is_web_worker(pid: int) -> bool:
+    try:
+        return "app.cli.web" in psutil.Process(pid).cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a peer and what it started at once: nothing that it could still do is of use to anybody."""
-    family = [psutil.Process(pid) for pid in family_of(process.pid)]
+    family = whole_family(process.pid)
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.kill()

@@ -22,6 +22,8 @@ BACK_SECONDS_MAX: Final = 2.0
 GROWTH_MIB_MAX: Final = 150.0
 # The phones' clock and PostgreSQL's are the same; a line is written a moment after its time was read.
 _SLACK_SECONDS: Final = 0.05
+# A change counts from when it was committed, and others see it only when the disk has it.
+_FLUSH_SECONDS_MAX: Final = 0.5
 _LIVE: Final = frozenset({"confirmed", "waitlisted"})
 # How long after a place was given back the gate may still not know: told at once, or else by the next sweep, which a
 # fault may hold up.
@@ -264,7 +266,7 @@ def _passed_waiters(evidence: Evidence, pool: str, in_order: list[BookingRow], n
     asked_s = _asked_s(evidence, newcomer.claim)
     for waiter in in_order:
         waits_since_s = evidence.changes_of[waiter.id][0].seen_s
-        if waits_since_s + _SLACK_SECONDS < asked_s and _waited_through(evidence, waiter, newcomer):
+        if waits_since_s + _FLUSH_SECONDS_MAX < asked_s and _waited_through(evidence, waiter, newcomer):
             yield Violation(f"a newcomer passed a waiter of pool {pool}", (waiter.claim, newcomer.claim))
 
 
@@ -278,7 +280,7 @@ def _waited_through(evidence: Evidence, waiter: BookingRow, event: Change | None
         return False
     came, *went = evidence.changes_of[waiter.id]
     # Whoever gave the place away may not have seen somebody who was just being written.
-    return came.seen_s < event.at_s - _SLACK_SECONDS and all(change.number > event.number for change in went)
+    return came.seen_s < event.at_s - _FLUSH_SECONDS_MAX and all(change.number > event.number for change in went)
 
 
 def _asked_s(evidence: Evidence, claim_id: str) -> float:

@@ -16,6 +16,7 @@ from app.booking.gate.desk import Request
 from app.booking.gate.passes import PassSigner
 from app.booking.gate.rooms import OUT_OF_REACH
 from app.core.problems import Problem
+from app.core.tasks import end_task
 from tests.booking.gate.agreement import assert_agrees
 from tests.booking.gate.builders import MadeRelease, Phone, Said, Worker, held
 from tests.booking.gate.conftest import OpenWorker
@@ -162,6 +163,4 @@ async def _sweeping(worker: Worker, releases: Sequence[MadeRelease]) -> AsyncGen
     try:
         yield
     finally:
-        while not task.done():
-            task.cancel()
-            await asyncio.wait({task}, timeout=0.05)
+        await end_task(task)

@@ -32,7 +32,8 @@ SENTINELS: Final = 3
 PRIMARY_NAME: Final = "clocktower"
 _DOWN_AFTER_MS: Final = 500
 # Starting, meeting and failing over take seconds; whatever takes so long does not come any more.
-_PATIENCE_SECONDS: Final = 30.0
+# A Sentinel that was kept from its core for two seconds trusts nobody for thirty.
+_PATIENCE_SECONDS: Final = 60.0
 _LOOK_EVERY_SECONDS: Final = 0.02
 _NOTHING_ON_DISK: Final = ("--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0")
 _CLUSTERED: Final = (
@@ -78,7 +79,7 @@ class Valkey:
     @property
     def is_down(self) -> bool:
         """Tell whether no process runs."""
-        return self._process is None
+        return self._process is None or self._process.poll() is not None
 
     @property
     def pid(self) -> int:

@@ -65,10 +65,12 @@ class Pair:
 
     def stop(self) -> None:
         """Stop both, whatever state they are in."""
-        self.thaw_standby()
-        self.standby.stop()
-        self.standby.stop_leftovers()
-        self.primary.stop()
+        try:
+            self.thaw_standby()
+            self.standby.stop()
+            self.standby.stop_leftovers()
+        finally:
+            self.primary.stop()
 
     def freeze_standby(self) -> None:
         """Let the standby hear and say nothing more."""

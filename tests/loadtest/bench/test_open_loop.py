@@ -122,7 +122,8 @@ async def test_a_connection_is_opened_for_whoever_finds_all_of_them_busy() -> No
     async with serving(lambda _: 0.1) as address:
         latencies = await measured(address, [0.0] * 30, connections=2, most=30)
     assert latencies.connections == 30
-    assert latencies.all.max_ms <= 200 + SLACK_MS
+    # One after the other, on two connections, half of them would wait for 800 ms and more.
+    assert latencies.all.p50_ms <= 200 + SLACK_MS
 
 
 async def test_an_answer_that_comes_in_pieces_is_timed_to_its_last_byte() -> None:
@@ -130,7 +131,7 @@ async def test_an_answer_that_comes_in_pieces_is_timed_to_its_last_byte() -> Non
     async with serving(lambda _: 0.0, pieces) as address:
         latencies = await measured(address, every(0.02, 20))
     assert latencies.statuses == {409: 20}
-    assert latencies.all.p50_ms >= 15
+    assert latencies.all.p50_ms >= 15 - 3 * EARLY_MS
 
 
 async def test_lost_answers_are_counted_and_have_no_latency() -> None:

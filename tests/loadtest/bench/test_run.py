@@ -25,7 +25,11 @@ WAIT_SECONDS_MAX: Final = 120
 # The rehearsal itself, its server and the engines: fewer are only on their way.
 REHEARSING_PROCESSES: Final = 4
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the bench needs Linux")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the bench needs Linux"),
+    # Longer than its waits, so that they can say what did not come.
+    pytest.mark.timeout(400),
+]
 
 
 @contextmanager
