@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from redis.asyncio.cluster import NodesManager
 from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -271,6 +272,31 @@ async def test_a_client_whose_last_command_broke_leaves_no_connection(cluster: C
     finally:
         await client.aclose()
     await until_true(has_none)
+
+
+async def test_who_closes_a_client_does_not_get_between_who_looks_for_the_nodes(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect_redis(settings)
+    looking, may_go_on = asyncio.Event(), asyncio.Event()
+    look = NodesManager.initialize
+
+    async def look_slowly(manager: NodesManager, **options: Any) -> None:
+        await look(manager, **options)
+        looking.set()
+        await may_go_on.wait()
+
+    monkeypatch.setattr(NodesManager, "initialize", look_slowly)
+    reading = asyncio.create_task(command(client, "GET", "key"))
+    await looking.wait()
+    closing = asyncio.create_task(client.aclose())
+    # As long as closing takes where nothing holds it up.
+    await asyncio.sleep(0.1)
+    assert not closing.done()
+    may_go_on.set()
+    await asyncio.gather(reading, closing, return_exceptions=True)
+    assert await command(client, "GET", "key") is None
+    await client.aclose()
 
 
 async def _is_held_by_another(cluster: Cluster, made: MadeRelease, node: Valkey) -> bool:
